@@ -1,0 +1,39 @@
+"""What can go wrong, as two kinds: the input was wrong (exit status 2), or a promise was not kept (exit status 1)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AbridgedError(Exception):
+    """Base of every error that Abridged raises on purpose. Its text is one line: what, where, what to do."""
+
+    exit_status = 1
+
+
+class InputError(AbridgedError, ValueError):
+    """The user's input cannot be used: the text names the input and the mend."""
+
+    exit_status = 2
+
+
+class UnsupportedError(AbridgedError):
+    """The input is legal but we cannot do it yet: the text names the module path and the op."""
+
+    exit_status = 2
+
+
+class GateError(AbridgedError):
+    """A check of ours was not met: a deviation above its bound, a budget missed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: `"; did you mean 'magnitude'?"`, or the known names when none is near.
+
+    >>> nearest("magnitud", ["magnitude", "random"])
+    "; did you mean 'magnitude'?"
+    >>> nearest("xyz", ["a", "b"])
+    '; known: a, b'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"

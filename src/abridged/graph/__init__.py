@@ -1,0 +1,1 @@
+"""The Graph, its capture from a module, its meaning and its cost."""
