@@ -36,10 +36,12 @@ class Value:
 @dataclass(frozen=True, slots=True)
 class Constant:
     """A value that is known. `tensor` is the module's own tensor, never a copy; `keys` are its state_dict keys
-    (several when weights are shared, none when it is a literal of the user's forward)."""
+    (several when weights are shared, none when it is a literal of the user's forward). `number` is the Python number
+    that a 0-d literal was written as: exact, where `tensor` is rounded to the dtype of the computation."""
 
     tensor: torch.Tensor
     keys: tuple[str, ...] = ()
+    number: bool | int | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ class Node:
 
     def __str__(self) -> str:
         where = " ".join(part for part in (self.path, self.source) if part)
-        return f"{', '.join(self.outputs)} = {self.op}({', '.join(map(str, self.inputs))})" + (f"  # {where}" if where else "")
+        return f"{', '.join(self.outputs)} = {self.op}({', '.join(map(str, self.inputs))})" + (
+            f"  # {where}" if where else ""
+        )
 
 
 @dataclass(frozen=True)
