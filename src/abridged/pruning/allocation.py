@@ -1,0 +1,59 @@
+"""Allocations: how dense each layer becomes, so that the whole reaches its density. One function each in `ALLOCATIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abridged.errors import UnsupportedError
+from abridged.pruning.patterns import count, kth_largest
+from abridged.tables import Table
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight that is pruned: its shape and the scores of its units (groups, units)."""
+
+    shape: torch.Size
+    units: Tensor
+
+
+# (layers by parameter name, density of them all) → density of each.
+Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
+ALLOCATIONS: Table[Allocation] = Table("allocation")
+
+
+@ALLOCATIONS.entry("uniform")
+def uniform(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """Every layer the same: d_l = d."""
+    return dict.fromkeys(layers, density)
+
+
+@ALLOCATIONS.entry("global")
+def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """One ranking across all layers: d_l = |{i in l : s_i among the d · N highest}| / n_l (Han et al. 2015).
+
+    Exact over the whole; of equal scores those of earlier layers stay. Raises `UnsupportedError` for a pattern that
+    fixes the density inside small groups, such as N:M, since there nothing is left to distribute.
+    """
+    for name, layer in layers.items():
+        if layer.units.shape[0] > 1:
+            raise UnsupportedError(
+                f"{name}: this pattern fixes the density inside each group of {layer.units.shape[1]},"
+                " so layers cannot compete; use allocation='uniform'"
+            )
+    units = {name: layer.units for name, layer in layers.items()}
+    keep = count(density, sum(part.numel() for part in units.values()))
+    if keep == 0:
+        return dict.fromkeys(layers, 0.0)
+    cut = kth_largest(list(units.values()), keep)
+    kept = {name: int((part > cut).count_nonzero()) for name, part in units.items()}
+    spare = keep - sum(kept.values())
+    for name, part in units.items():
+        tied = min(spare, int((part == cut).count_nonzero()))
+        kept[name] += tied
+        spare -= tied
+    return {name: kept[name] / part.numel() for name, part in units.items()}

@@ -1,0 +1,190 @@
+"""Masks: which weights stay. The one object with a life: it holds a user's training loop to its zeros."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from abridged.errors import InputError, nearest
+from abridged.pruning.plan import Plan
+
+State = dict[str, Tensor | int | float | str]
+
+
+class Masks(Mapping[str, Tensor]):
+    """Boolean masks by parameter name (True = kept), bound to a module.
+
+    >>> import abridged.pruning.prune as p
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> masks = p.prune(model, 0.75)
+    >>> masks.sparsity, sorted(masks), masks["0.weight"].shape
+    (0.75, ['0.weight', '2.weight'], torch.Size([4, 8]))
+    """
+
+    def __init__(
+        self, module: nn.Module, masks: Mapping[str, Tensor], plan: Plan, *, what: str = "", left: tuple[str, ...] = ()
+    ) -> None:
+        self.plan = plan
+        self._module = module
+        self._masks = dict(masks)
+        self._what = what  # "3 of 3 convolutions, 1 of 1 linear layers"
+        self._left = left  # lines: what was not touched, and why
+        self._step = 0
+        self._handle: RemovableHandle | None = None
+
+    @classmethod
+    def rebuild(cls, module: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
+        """Masks that are final, from boolean tensors by parameter name (such as a file of them), applied.
+
+        Raises `InputError`, changing nothing, when they do not fit the module."""
+        _check_fit(masks, module)
+        rebuilt = cls(module, masks, Plan(), what=f"{len(masks)} parameters")
+        rebuilt.plan = dataclasses.replace(rebuilt.plan, density=rebuilt.density)
+        rebuilt.apply()
+        return rebuilt
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    @property
+    def density(self) -> float:
+        """The fraction of the masked weights that stays."""
+        return sum(int(mask.count_nonzero()) for mask in self.values()) / sum(mask.numel() for mask in self.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the masked weights that is removed: 1 − density."""
+        return 1 - self.density
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what a person should know: what was left and why, layers without a single weight."""
+        empty = [name for name, mask in self.items() if not mask.any()]
+        collapse = f"no weight is left in {', '.join(empty)}: nothing passes there" if empty else ""
+        return self._left + ((collapse,) if collapse else ())
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Lines that say what was touched and what was not."""
+        total = sum(mask.numel() for mask in self.values())
+        removed = total - sum(int(mask.count_nonzero()) for mask in self.values())
+        how = self.plan.allocation if self.plan.threshold is None else f"threshold {self.plan.threshold}"
+        rule = f"{self.plan.criterion}, {self.plan.pattern}, {how}"
+        if self._step < self.plan.steps:
+            rule += f"; step {self._step} of {self.plan.steps}, {self.plan.schedule}"
+        return (f"{self._what}: {removed:,} of {total:,} weights removed ({removed / total:.2%}; {rule})", *self.notes)
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary)
+
+    __repr__ = __str__
+
+    def remark(self, line: str) -> None:
+        """Add a line to the notes."""
+        self._left = (*self._left, line)
+
+    def apply(self) -> None:
+        """Write +0 wherever a mask says removed, in place; the parameter objects stay."""
+        with torch.no_grad():
+            for name in self._masks:
+                parameter = self._module.get_parameter(name)
+                self._masks[name] = self._masks[name].to(parameter.device)
+                parameter.masked_fill_(~self._masks[name], 0)
+
+    def hold(self, optimizer: Optimizer) -> RemovableHandle:
+        """Keep zeros zero in any training loop: after each `optimizer.step()` the masks advance and are applied.
+
+        Gradients and the optimizer's own state stay as they are: what these hold for removed weights never reaches one.
+        A step that a GradScaler skips does not count (unless a fused optimizer skips inside its own step). The latest call is the one that holds, so that calling twice
+        never steps twice. Returns a handle with `.remove()`. Raises `InputError` when the optimizer does not train
+        these parameters (those with `requires_grad` off it need not).
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate and others wrap the one that steps
+        trained = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+        for name in self:
+            parameter = self._module.get_parameter(name)
+            if parameter.requires_grad and id(parameter) not in trained:
+                raise InputError(f"the optimizer does not train {name}: build it from the pruned model's parameters()")
+        self._release()
+        self._handle = inner.register_step_post_hook(lambda *_: self.step())
+        self.apply()
+        return self._handle
+
+    def step(self) -> None:
+        """Advance the schedule by one optimizer step and apply the masks; `hold` calls this.
+
+        A weight once removed stays removed (Zhu & Gupta 2017). Raises `InputError` when weights have become NaN."""
+        self._step += 1
+        if self.plan.due(self._step):
+            weights = {name: self._module.get_parameter(name).detach() for name in self}
+            self._masks = self.plan.masks(weights, self._masks, self._step)
+        self.apply()
+
+    def to(self, module: nn.Module) -> Masks:
+        """Bind to another module whose parameters have the same names and shapes, apply there, and return self.
+
+        An optimizer held so far is released, since it trains the former module. Raises `InputError`, changing
+        nothing, when a parameter is missing or its shape differs."""
+        _check_fit(self, module)
+        self._release()
+        self._module = module
+        self.apply()
+        return self
+
+    def state_dict(self) -> State:
+        """Everything a resumed run needs, flat: tensors "mask.NAME", the number of steps taken, and the plan."""
+        plan = {f"plan.{key}": value for key, value in dataclasses.asdict(self.plan).items() if value is not None}
+        return {**{f"mask.{name}": mask for name, mask in self.items()}, "step": self._step, **plan}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
+        """Continue exactly where `state_dict` was taken: masks, steps and plan are replaced, and applied.
+
+        Raises `InputError`, changing nothing, when the state does not fit the module or is not one of ours."""
+        masks = {key.removeprefix("mask."): value for key, value in state.items() if key.startswith("mask.")}
+        _check_fit(masks, self._module)
+        plan = _plan_of({key: value for key, value in state.items() if not key.startswith("mask.")})
+        self._masks, self.plan, self._step = {**masks}, plan, int(state["step"])  # type: ignore[dict-item]
+        self.apply()
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
+
+
+def _check_fit(masks: Mapping[str, Any], module: nn.Module) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if not masks:
+        raise InputError("this state holds no masks: it was not made by Masks.state_dict()")
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise InputError(f"masks: the module has no parameter {name}{nearest(name, parameters)}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise InputError(f"masks: {name} is no boolean tensor")
+        if mask.shape != parameters[name].shape:
+            shapes = f"{tuple(mask.shape)}, the module's parameter {tuple(parameters[name].shape)}"
+            raise InputError(f"masks: {name} has shape {shapes}")
+
+
+def _plan_of(scalars: Mapping[str, Any]) -> Plan:
+    options = {key.removeprefix("plan."): value for key, value in scalars.items() if key != "step"}
+    kinds = {"density": float, "threshold": float, "steps": int, "every": int, "seed": int}
+    known = {field.name for field in dataclasses.fields(Plan)}
+    sound = type(scalars.get("step")) is int and all(
+        key in known and isinstance(value, kinds.get(key, str)) for key, value in options.items()
+    )
+    if not sound or ("density" in options) == ("threshold" in options):
+        raise InputError("this state was not made by Masks.state_dict() of this version: its plan cannot be read")
+    return Plan(**options)

@@ -1,0 +1,108 @@
+"""Patterns: what goes together. A pattern is one small class in `PATTERNS`; here is also the exact selection itself.
+
+A pattern sees a weight as units, each removed whole or not at all, in groups that each keep the same number of units.
+Unstructured: one group, each weight a unit. Blocks or rows: one group, a unit is several weights and its score their
+sum. N:M: groups of M weights. Where there is one group, units of different layers can compete with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from abridged.tables import Table
+
+SAMPLE = 1 << 17  # scores looked at to guess where the cut lies among many
+
+
+class Pattern(ABC):
+    """Which weights are removed together."""
+
+    @abstractmethod
+    def units(self, scores: Tensor) -> Tensor:
+        """Scores of a weight's shape → scores of its units (groups, units); a sum or norm, so that 0s give 0."""
+
+    @abstractmethod
+    def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
+        """Booleans (groups, units) → booleans of the weight's shape."""
+
+    def mask(self, units: Tensor, density: float, shape: torch.Size) -> Tensor:
+        """True for the weights of the best units of each group; see `count` and `top` for how many and for ties."""
+        return self.expand(top(units, count(density, units.shape[1])), shape)
+
+
+PATTERNS: Table[Pattern] = Table("pattern")
+
+
+class Unstructured(Pattern):
+    """Any single weight (LeCun et al. 1990, "Optimal Brain Damage"; Han et al. 2015)."""
+
+    def units(self, scores: Tensor) -> Tensor:
+        return scores.reshape(1, -1)
+
+    def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
+        return kept.reshape(shape)
+
+
+PATTERNS.entry("unstructured")(Unstructured())
+
+
+def count(density: float, units: int) -> int:
+    """How many of `units` stay: the nearest whole number, ⌊density · units + ½⌋.
+
+    >>> count(0.1, 1000), count(0.5, 3), count(0.0, 7)
+    (100, 2, 0)
+    """
+    return math.floor(density * units + 0.5)
+
+
+def top(units: Tensor, keep: int) -> Tensor:
+    """True for the `keep` highest scores of each row, exactly; of equal scores the earlier position stays.
+
+    >>> top(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), 3).tolist()
+    [[True, True, False, True]]
+    """
+    groups, size = units.shape
+    if keep in (0, size):
+        return torch.full((groups, size), keep > 0, device=units.device)
+    if groups == 1:
+        cut = units.new_full((1, 1), kth_largest([units], keep))
+    else:
+        cut = units.kthvalue(size - keep + 1, dim=1, keepdim=True).values
+    kept, ties = units > cut, units == cut
+    wanted, tied = keep - kept.count_nonzero(1), ties.count_nonzero(1)
+    if torch.equal(wanted, tied):
+        return kept | ties
+    row, column = ties.nonzero(as_tuple=True)
+    rank = torch.arange(len(row), device=units.device) - (tied.cumsum(0) - tied)[row]
+    taken = rank < wanted[row]
+    kept[row[taken], column[taken]] = True
+    return kept
+
+
+def kth_largest(scores: Sequence[Tensor], k: int) -> float:
+    """The k-th largest (k ≥ 1) of all elements of several tensors of one dtype.
+
+    Exact, and linear in time without a copy of everything: a sample brackets the value, one pass collects the few
+    elements inside the bracket, and only these are searched (after Floyd & Rivest 1975, "SELECT").
+    """
+    total = sum(part.numel() for part in scores)
+    if total > 8 * SAMPLE:
+        flat = [part.reshape(-1) for part in scores]
+        sample = torch.cat([part[:: total // SAMPLE].cpu() for part in flat]).sort(descending=True).values
+        place, margin = round(k / total * len(sample)), 4 * math.isqrt(len(sample))
+        high = sample[max(place - margin, 0)].item() if place > margin else math.inf
+        low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
+        above = sum(int((part > high).count_nonzero()) for part in flat)
+        inside = torch.cat([part[(part >= low) & (part <= high)].cpu() for part in flat])
+        if 0 < k - above <= len(inside):
+            return _kth_of(inside, k - above)
+    return _kth_of(torch.cat([part.reshape(-1).cpu() for part in scores]), k)
+
+
+def _kth_of(scores: Tensor, k: int) -> float:
+    return float(scores.kthvalue(len(scores) - k + 1).values)

@@ -1,0 +1,35 @@
+"""Schedules: when. A schedule is one function in `SCHEDULES`, from time t in [0, 1] to the fraction of the final sparsity.
+
+Each starts at 0 or (one-shot) is 1 throughout, never falls, and is 1 at t = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abridged.tables import Table
+
+Schedule = Callable[[float], float]
+SCHEDULES: Table[Schedule] = Table("schedule")
+
+
+@SCHEDULES.entry("one-shot")
+def one_shot(t: float) -> float:
+    """Everything at once: f(t) = 1."""
+    return 1.0
+
+
+@SCHEDULES.entry("linear")
+def linear(t: float) -> float:
+    """The same amount at each step: f(t) = t."""
+    return t
+
+
+@SCHEDULES.entry("cubic", "gradual")
+def cubic(t: float) -> float:
+    """Fast while much is redundant, then slower: f(t) = 1 − (1 − t)³ (Zhu & Gupta 2017, "To prune, or not to prune").
+
+    >>> cubic(0.0), cubic(0.5), cubic(1.0)
+    (0.0, 0.875, 1.0)
+    """
+    return 1 - (1 - t) ** 3
