@@ -1,0 +1,202 @@
+"""The command: demo · compress · deploy · measure · report · list. It mirrors the public door, and says one line per mistake."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abridged import __version__
+from abridged.errors import AbridgedError, InputError, nearest
+
+if TYPE_CHECKING:
+    from abridged.run import Compressed
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Neural networks, abridged: compress a PyTorch model, run it for real, and see theory beside practice.",
+    epilog="Exit status: 0 done; 1 a budget or a check was not met; 2 bad input.",
+)
+
+Model = Annotated[str, typer.Argument(help="package.module:callable, torchvision:NAME or timm:NAME", metavar="MODEL")]
+Weights = Annotated[Path | None, typer.Option(help="weights to load into MODEL: safetensors, or .pt without code")]
+Target = Annotated[str | None, typer.Option(help="runtime of the artifact; `abridged list targets`")]
+Out = Annotated[Path, typer.Option(help="directory for everything that is written")]
+Seed = Annotated[int, typer.Option(help="two runs with the same seed agree")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads of the runtime; default: all cores")]
+Force = Annotated[bool, typer.Option("--force", help="replace what an earlier run wrote to --out")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run in --out")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("abridged-demo"),
+    seed: Seed = 0,
+    target: Target = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a small CNN on real handwritten digits, prune 90 % of it, deploy it, and report what came of it."""
+    from abridged.run import compress
+
+    _finish(
+        compress(
+            "abridged.demo:DigitsNet", "digits", recipe="demo", target=target, out=out,
+            seed=seed, threads=threads, resume=resume, force=force,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def compress(
+    model: Model,
+    data: Annotated[str, typer.Option(help="a built-in set (digits, mnist:DIR …) or package.module:callable → ab.Data")],
+    recipe: Annotated[str, typer.Option(help="a named recipe (`abridged list recipes`) or a YAML file")] = "default",
+    target: Target = None,
+    out: Out = Path("abridged-run"),
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    latency_ratio: Annotated[float | None, typer.Option(help="budget: at most this fraction of the dense latency")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="budget: at most this many milliseconds")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="budget: at most this many bytes for all files of the artifact")] = None,
+    accuracy_drop: Annotated[float | None, typer.Option(help="budget: lose at most this; 0.01 is one point")] = None,
+    control: Annotated[
+        bool | None, typer.Option("--control/--no-control", help="also train the dense model equally long, for a fair comparison")
+    ] = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Compress MODEL on DATA by a recipe, deploy it, measure it beside the original, and write a report."""
+    from abridged.run import compress as run
+
+    asked = {"latency_ratio": latency_ratio, "latency_ms": latency_ms, "bytes": max_bytes, "accuracy_drop": accuracy_drop}
+    _finish(
+        run(
+            model, data, recipe=recipe, budget={key: value for key, value in asked.items() if value is not None} or None,
+            target=target, out=out, weights=weights, seed=seed, threads=threads, control=control, resume=resume, force=force,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def deploy(
+    model: Annotated[str, typer.Argument(help="package.module:callable, torchvision:NAME, timm:NAME or FILE.pt2", metavar="MODEL")],
+    out: Out,
+    target: Annotated[str, typer.Option(help="runtime of the artifact; `abridged list targets`")] = "onnxruntime",
+    weights: Weights = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--input", help="shape of each input, such as 1x3x224x224 or 1x128:int64")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="take the example input from this data instead")] = None,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Build the artifact of MODEL for one target, run it there and compare it with PyTorch."""
+    from abridged.delivery import deploy as build
+    from abridged.sources import load_for_deploy
+
+    module, example = load_for_deploy(model, weights, shape, data)
+    artifact = build(module, example, target=target, out=out, threads=threads, force=force)
+    typer.echo(f"{artifact.path}: {artifact.bytes:,} bytes for {target}; outputs equal PyTorch's within the bound")
+    artifact.close()
+
+
+@app.command()
+def measure(
+    artifact: Annotated[Path, typer.Argument(help="directory of an artifact", metavar="ARTIFACT")],
+    against: Annotated[
+        list[str] | None, typer.Option(help="another artifact, or a MODEL; repeat for several; a target's name: the first MODEL on it")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="also measure accuracy on this data")] = None,
+    weights: Annotated[Path | None, typer.Option(help="weights of the MODEL given with --against")] = None,
+    threads: Threads = None,
+    json: Annotated[Path | None, typer.Option(help="write the measurement to this file as well")] = None,
+) -> None:
+    """Measure an artifact in its runtime, interleaved with what it is compared against."""
+    from abridged.delivery import load
+    from abridged.files import write_atomic
+    from abridged.measurement.measure import measure as run
+    from abridged.sources import load_data, load_model
+    from abridged.targets import TARGETS
+
+    def contender(name: str) -> Any:
+        if name in TARGETS:
+            return name
+        return load(Path(name), threads=threads) if Path(name).is_dir() else load_model(name, weights)
+
+    with load(artifact, threads=threads) as loaded:
+        book = run(loaded, against=[contender(name) for name in against or ()], data=load_data(data) if data else None)
+    typer.echo(str(book))
+    if json:
+        write_atomic(json, book.to_json().encode())
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="directory of a run", metavar="DIR")]) -> None:
+    """Write the report of a run again, from its ledger."""
+    from abridged.ledger import Ledger
+    from abridged.report import write
+
+    path = directory / "ledger.json"
+    if not path.exists():
+        raise InputError(f"{directory}: no ledger.json here; give the --out directory of a finished run")
+    typer.echo(write(Ledger.load(path), directory))
+
+
+@app.command(name="list")
+def list_(table: Annotated[str | None, typer.Argument(help="name of a table; without it, all tables", metavar="TABLE")] = None) -> None:
+    """List the entries of a table: what can stand in a recipe."""
+    from abridged.catalogue import TABLES, entries
+
+    if table is None:
+        for name in TABLES:
+            typer.echo(f"{name:14}{', '.join(key for key, _ in entries(name))}")
+        return
+    if table not in TABLES:
+        raise InputError(f"unknown table '{table}'{nearest(table, TABLES)}")
+    rows = entries(table)
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    for name, line in rows:
+        typer.echo(f"{name:{width}}{line}")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"abridged {__version__}")
+        raise typer.Exit
+
+
+def _finish(done: Compressed) -> None:
+    """The summary at a glance, the path of the report, and status 1 when a check was not met."""
+    from rich.console import Console
+
+    from abridged.report import summary
+
+    done.artifact.close()
+    Console().print(summary(done.ledger))
+    typer.echo(f"Report: {done.report}")
+    if not done.met:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command: an error of ours is one line on stderr and its own exit status, never a stack trace."""
+    try:
+        app()
+    except AbridgedError as error:
+        typer.echo(f"abridged: {error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        hint = " Continue with the same command and --resume." if {"demo", "compress"} & set(sys.argv[1:2]) else ""
+        typer.echo(f"abridged: interrupted.{hint}", err=True)
+        sys.exit(130)

@@ -1,0 +1,331 @@
+"""What to do, as data: a list of steps. YAML in, validated, every mistake named with its line and the nearest right word."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from abridged.errors import InputError, nearest
+from abridged.tables import Table
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _known(module: str, table: str) -> AfterValidator:
+    """Validates that a name stands in a table; the table's module (and torch with it) is imported only then."""
+
+    def check(name: str) -> str:
+        getattr(importlib.import_module(f"abridged.{module}"), table)[name]
+        return name
+
+    return AfterValidator(check)
+
+
+class Step(BaseModel):
+    """Options of one step. A new kind of step is a subclass in STEPS and a function in `steps.RUNNERS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    kind: ClassVar[str]
+
+    @property
+    def title(self) -> str:
+        """The step in a few words, for people."""
+        return self.kind.capitalize()
+
+
+STEPS: Table[type[Step]] = Table("step")
+
+
+class Training(Step):
+    """Options of every step that trains."""
+
+    epochs: Annotated[int, Field(ge=0)] = 10
+    lr: Positive = 1e-3
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Fraction = 0.9  # sgd only
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    clip: Positive | None = 1.0  # largest gradient norm
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+@STEPS.entry("train")
+class Train(Training):
+    """Train the dense model from scratch, before anything is compressed."""
+
+    kind = "train"
+
+    @property
+    def title(self) -> str:
+        return f"Train from scratch ({self.epochs} epochs)"
+
+
+class Teaching(Training):
+    """Training with or without the uncompressed network as the teacher."""
+
+    teacher: Literal["dense", "none"] = "dense"
+    temperature: Positive = 4.0
+    alpha: Fraction = 0.7  # weight of the teacher's soft labels
+    loss: Annotated[str, _known("distillation.losses", "LOSSES")] = "kd"
+
+
+@STEPS.entry("prune")
+class Prune(Teaching):
+    """Set weights to zero: exactly one of sparsity, threshold, keep. With a schedule, while training `epochs` epochs."""
+
+    kind = "prune"
+    sparsity: Fraction | None = None
+    threshold: Positive | None = None
+    keep: Annotated[int, Field(ge=0)] | None = None
+    criterion: Annotated[str, _known("pruning.criteria", "CRITERIA")] = "magnitude"
+    pattern: Annotated[str, _known("pruning.patterns", "PATTERNS")] = "unstructured"
+    allocation: Annotated[str, _known("pruning.allocation", "ALLOCATIONS")] = "global"
+    schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
+    ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Prune:
+        if sum(amount is not None for amount in (self.sparsity, self.threshold, self.keep)) != 1:
+            raise ValueError("give exactly one of sparsity, threshold, keep")
+        if self.schedule != "one-shot" and self.epochs == 0:
+            raise ValueError(f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot")
+        return self
+
+    @property
+    def title(self) -> str:
+        if self.sparsity is not None:
+            amount = f"{100 * self.sparsity:.4g} %"
+        else:
+            amount = f"|w| < {self.threshold:g}" if self.threshold is not None else f"all but {self.keep:,} weights"
+        taught = ", distilled" if self.epochs and self.teacher == "dense" else ""
+        return f"Prune {amount} ({self.criterion}, {self.allocation}, {self.schedule}{taught})"
+
+
+@STEPS.entry("distill")
+class Distill(Teaching):
+    """Train the compressed network on the labels and on the soft labels of the uncompressed one."""
+
+    kind = "distill"
+    teacher: Literal["dense"] = "dense"
+
+    @property
+    def title(self) -> str:
+        return f"Distil from the dense network ({self.epochs} epochs, T = {self.temperature:g})"
+
+
+@STEPS.entry("finetune")
+class Finetune(Training):
+    """Train the compressed network on the labels alone."""
+
+    kind = "finetune"
+
+    @property
+    def title(self) -> str:
+        return f"Fine-tune ({self.epochs} epochs)"
+
+
+@STEPS.entry("deploy")
+class Deploy(Step):
+    """Build the artifact for a target. Last; `--target` on the command line replaces it."""
+
+    kind = "deploy"
+    target: Annotated[str, _known("targets", "TARGETS")] = "onnxruntime"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"Deploy to {self.target}"
+
+
+class Budget(BaseModel):
+    """What the result must keep. A missed line is printed as missed and makes the exit status 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    latency_ratio: Positive | None = None  # compressed / dense, same target
+    latency_ms: Positive | None = None
+    bytes: Annotated[int, Field(gt=0)] | None = None
+    accuracy_drop: Fraction | None = None  # in the target runtime, on the held-out split
+
+
+class Recipe(BaseModel):
+    """Steps in order, and whether the fair control (the dense model trained equally long) is run beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    name: str = "recipe"
+    control: bool = True
+    budget: Budget = Budget()
+    steps: tuple[Step, ...]
+
+    @model_validator(mode="after")
+    def _order(self) -> Recipe:
+        kinds = [step.kind for step in self.steps]
+        if not set(kinds) - {"train", "deploy"}:
+            raise ValueError("no step compresses anything: add one of prune, distill, finetune")
+        if "deploy" in kinds[:-1]:
+            raise ValueError("deploy must be the last step")
+        if "train" in kinds[1:]:
+            raise ValueError("train makes the dense model: it must be the first step")
+        return self
+
+    @property
+    def train(self) -> Train | None:
+        return self.steps[0] if isinstance(self.steps[0], Train) else None
+
+    @property
+    def compression(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.kind not in ("train", "deploy"))
+
+    @property
+    def deploy(self) -> Deploy:
+        return self.steps[-1] if isinstance(self.steps[-1], Deploy) else Deploy()
+
+    def replaced(
+        self,
+        *,
+        budget: Budget | Mapping[str, Any] | None = None,
+        target: str | None = None,
+        threads: int | None = None,
+        control: bool | None = None,
+    ) -> Recipe:
+        """The recipe with what the caller said in its place; None leaves it as it is."""
+        deploy = self.deploy.model_dump() | {k: v for k, v in (("target", target), ("threads", threads)) if v is not None}
+        plain = self.plain()
+        plain["steps"] = [step for step in plain["steps"] if "deploy" not in step] + [{"deploy": deploy}]
+        if budget is not None:
+            given = budget.model_dump(exclude_none=True) if isinstance(budget, Budget) else dict(budget)
+            plain["budget"] |= given
+        if control is not None:
+            plain["control"] = control
+        return load(plain)
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as JSON-able data that `from_data` reads back."""
+        return {
+            "name": self.name,
+            "control": self.control,
+            "budget": self.budget.model_dump(exclude_none=True),
+            "steps": [{step.kind: step.model_dump(mode="json", exclude_none=True)} for step in self.steps],
+        }
+
+
+def load(source: str | Path | Recipe | Mapping[str, Any] | list[Any] | None) -> Recipe:
+    """A recipe from its name ("default"), a YAML file, plain data or a list of steps."""
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, list):
+        source = {"steps": source}
+    if isinstance(source, Mapping):
+        return _validate(dict(source), {}, "recipe")
+    text = str(source or "default")
+    if text in named():
+        return from_yaml((resources.files("abridged") / "recipes" / f"{text}.yaml").read_text(), f"recipe '{text}'")
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"unknown recipe '{text}'{nearest(text, named())}, or give a .yaml file")
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def named() -> dict[str, str]:
+    """The recipes that come with Abridged: their names and what each says of itself in its first line."""
+    files = sorted((resources.files("abridged") / "recipes").iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".yaml"): file.read_text().splitlines()[0].lstrip("# ") for file in files}
+
+
+def from_yaml(text: str, where: str) -> Recipe:
+    """Parse and validate; an error is one line `WHERE, line N: …`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{where}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
+    return _validate(data, _lines(node), where)
+
+
+Path_ = tuple[str | int, ...]
+
+
+def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
+    """Line (from 1) of every key and item, by its path in the data."""
+    if node is None:
+        return {}
+    lines = {path: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines |= _lines(value, (*path, key.value)) | {(*path, key.value): key.start_mark.line + 1}
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines |= _lines(item, (*path, index))
+    return lines
+
+
+def _validate(data: Any, lines: dict[Path_, int], where: str) -> Recipe:
+    def fail(path: Path_, message: str) -> InputError:
+        while path and path not in lines:
+            path = path[:-1]
+        line = f", line {lines[path]}" if path in lines else ""
+        return InputError(f"{where}{line}: {message}")
+
+    if not isinstance(data, dict) or not isinstance(data.get("steps"), list) or not data["steps"]:
+        raise fail((), "a recipe is a mapping with a list `steps:`, such as\nsteps:\n  - prune: {sparsity: 0.9}".split("\n")[0]
+                   + " `- prune: {sparsity: 0.9}`")
+    steps = []
+    for index, item in enumerate(data["steps"]):
+        item = {item: {}} if isinstance(item, str) else item
+        if not isinstance(item, dict) or len(item) != 1:
+            raise fail(("steps", index), f"step {index + 1} must be one `name: {{options}}`, with a name of {', '.join(STEPS)}")
+        ((kind, options),) = item.items()
+        if kind not in STEPS:
+            raise fail(("steps", index, kind), f"unknown step '{kind}'{nearest(str(kind), STEPS)}")
+        if options is not None and not isinstance(options, dict):
+            raise fail(("steps", index, kind), f"{kind}: options must be a mapping, not {options!r}")
+        steps.append(_build(STEPS[kind], options or {}, ("steps", index, kind), fail))
+    recipe = _build(Recipe, {**data, "steps": tuple(steps)}, (), fail)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _build(model: type[BaseModel], data: dict[str, Any], path: Path_, fail: Any) -> Any:
+    """The pydantic model, or the first complaint as one line with the nearest right key or value."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+    loc = tuple(first["loc"])
+    name = str(loc[-1]) if loc else getattr(model, "kind", "recipe")
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, loc[:-1])
+        raise fail((*path, *loc), f"unknown key '{name}'{nearest(name, known)}")
+    message = first["msg"].removeprefix("Value error, ")
+    unknown = first["msg"].startswith("Value error, unknown ")  # a table's own message says it all
+    given = f", not {first['input']!r}" if loc and not unknown and not isinstance(first["input"], dict) else ""
+    hint = ""
+    if first["type"] == "literal_error":
+        message, choices = "must be one of " + first["ctx"]["expected"].replace(" or ", ", "), first["ctx"]["expected"]
+        hint = nearest(str(first["input"]), [choice.strip("' ") for choice in choices.replace(" or ", ",").split(",")])
+        hint = hint if "did you mean" in hint else ""
+    raise fail((*path, *loc), f"{name}: {message[0].lower() + message[1:]}{given}{hint}")
+
+
+def _fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    for part in loc:
+        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

@@ -1,0 +1,318 @@
+"""Recipe → steps → ledger. Every step ends in a directory that is whole or absent, so a killed run continues where it was.
+
+    OUT/run.json              what was asked; --resume continues only the same
+    OUT/steps/NN-kind/        model.safetensors, masks.safetensors (if any), row.json: written as one
+    OUT/work/                 training checkpoints and the artifacts that are only measured; gone at the end
+    OUT/artifact/             the compressed network for its target
+    OUT/model.safetensors     its weights, packed, for ab.load_into
+    OUT/recipe.yaml  ledger.json  report.html  report.md
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from abridged import recipe as recipes
+from abridged import report, sources
+from abridged.data import Data, check
+from abridged.delivery import deliver, positional
+from abridged.errors import GateError
+from abridged.files import directory_atomic, write_atomic
+from abridged.graph.capture import capture
+from abridged.ledger import Check, Ledger, Row
+from abridged.measurement.accuracy import accuracy
+from abridged.measurement.environment import environment
+from abridged.measurement.practice import practice
+from abridged.measurement.records import Deviation, Practice
+from abridged.measurement.theory import theory
+from abridged.progress import bar
+from abridged.pruning.masks import Masks
+from abridged.recipe import Budget, Recipe, Step, Training
+from abridged.rundir import fingerprint, prepare
+from abridged.steps import RUNNERS, Outcome, Work, join, train
+from abridged.targets.artifact import Artifact
+from abridged.weights import load_into, read, save
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` gives back: the network, its artifact, and both books."""
+
+    model: nn.Module
+    artifact: Artifact
+    ledger: Ledger
+    out: Path
+
+    @property
+    def met(self) -> bool:
+        """Whether every line of the budget was met."""
+        return all(check.met for check in self.ledger.checks)
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs to know; it does not change while the run goes on."""
+
+    recipe: Recipe
+    model: str
+    data: Data
+    example: tuple[torch.Tensor, ...]
+    seed: int
+    out: Path
+
+    @property
+    def target(self) -> str:
+        return self.recipe.deploy.target
+
+
+def compress(
+    model: nn.Module | str,
+    data: Data | str,
+    recipe: str | Path | Recipe | Mapping[str, Any] | list[Any] | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
+    target: str | None = None,
+    out: str | Path = "abridged-run",
+    *,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    control: bool | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Compressed:
+    """Compress a model by a recipe, deploy it, measure it beside the original, and write the report.
+
+    `model`: a Module (left as it is) or what the command takes; `data`: an `ab.Data` or what the command takes. `recipe`:
+    a name, a YAML file, a list of steps or a Recipe; "default" prunes 90 % gradually with the original as teacher, then
+    distils. `budget`: what the result must keep; a missed line is in the ledger and makes `met` False. `out`: a new or empty
+    directory, unless `resume` (continue the same run) or `force` (replace an earlier one). Two runs with one `seed` agree.
+
+    Raises `InputError` for input that cannot be used, before anything is written, and `GateError` when the artifact
+    does not compute what the model does."""
+    chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
+    torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
+    module = sources.load_model(model, weights) if isinstance(model, str) else copy.deepcopy(model)
+    if weights is not None and not isinstance(model, str):
+        load_into(module, weights)
+    held = sources.load_data(data) if isinstance(data, str) else data
+    check(held, module)
+    plan = Plan(
+        recipe=chosen,
+        model=model if isinstance(model, str) else type(model).__name__,
+        data=held,
+        example=positional(held.example_input()),
+        seed=seed,
+        out=Path(out),
+    )
+    capture(module, plan.example)  # a model that cannot be exported is refused before anything is written
+    asked = {
+        "model": plan.model,
+        "data": held.name,
+        "recipe": chosen.plain(),
+        "seed": seed,
+        "weights": fingerprint(module),
+    }
+    prepare(plan.out, asked, resume=resume, force=force)
+    return _run(plan, module)
+
+
+def _run(plan: Plan, module: nn.Module) -> Compressed:
+    started_from = copy.deepcopy(module)
+    stages = _stages(plan)
+    models: dict[str, nn.Module] = {}
+    rows: list[Row] = []
+    work = Work(module, started_from, plan.data, plan.seed)
+    with bar(f"Compress {plan.model}", total=len(stages) + 1) as task:
+        for name, kind, title, options, act in stages:
+            if kind == "control":  # starts again from the dense model
+                work = Work(copy.deepcopy(work.teacher), work.teacher, plan.data, plan.seed)
+            rows.append(_stage(plan, name, kind, title, options, work, act))
+            models[name] = copy.deepcopy(work.model)
+            if kind == "dense":
+                work.teacher = models[name]
+            task.advance()
+        ledger, artifact = _deliver(plan, rows, models)
+        task.advance()
+    return _finish(plan, models[_delivered(rows).name], ledger, artifact)
+
+
+Act = Callable[[Work, Path], Outcome]
+Stage = tuple[str, Any, str, dict[str, Any], Act]  # name, kind, title, options, what to do
+
+
+def _stages(plan: Plan) -> list[Stage]:
+    """The dense model (trained first, where the recipe says so), the steps, and the control."""
+
+    def act(step: Step) -> Act:
+        return lambda work, checkpoint: RUNNERS[step.kind](work, step, checkpoint)
+
+    first = plan.recipe.train
+    dense = act(first) if first else lambda work, checkpoint: Outcome()
+    stages: list[Stage] = [
+        ("0-dense", "dense", first.title if first else "The model as it came", _options(first), dense)
+    ]
+    for index, step in enumerate(plan.recipe.compression, start=1):
+        stages.append((f"{index}-{step.kind}", "step", step.title, _options(step), act(step)))
+    training = [step for step in plan.recipe.compression if isinstance(step, Training) and step.epochs]
+    if plan.recipe.control and training:
+        epochs = sum(step.epochs for step in training)
+
+        def equally_long(work: Work, checkpoint: Path) -> Outcome:
+            return join([train(work, step, checkpoint / str(index)) for index, step in enumerate(training)])
+
+        stages.append(("control", "control", f"The dense model trained equally long ({epochs} epochs)", {}, equally_long))
+    return stages
+
+
+def _options(step: Step | None) -> dict[str, Any]:
+    return {} if step is None else {step.kind: step.model_dump(mode="json", exclude_none=True)}
+
+
+def _stage(plan: Plan, name: str, kind: Any, title: str, options: dict[str, Any], work: Work, act: Act) -> Row:
+    """Do a stage, or take up what an earlier run did: then the model and the masks are as that run left them."""
+    done, scratch = plan.out / "steps" / name, plan.out / "work" / name
+    if done.exists():
+        load_into(work.model, done / "model.safetensors")
+        if (done / "masks.safetensors").exists():
+            work.masks = Masks.rebuild(work.model, read(done / "masks.safetensors"))
+        return Row.model_validate_json((done / "row.json").read_bytes())
+    started = time.monotonic()
+    outcome = act(work, scratch)
+    row = Row(
+        name=name,
+        kind=kind,
+        title=title,
+        options=options,
+        seconds=time.monotonic() - started,
+        theory=theory(capture(work.model, plan.example)),
+        accuracy=accuracy(work.model, plan.data, "val"),
+        test_accuracy=accuracy(work.model, plan.data, "test"),
+        curves=outcome.curves,
+        notes=outcome.notes,
+    )
+    with directory_atomic(done) as fresh:
+        save(work.model, fresh / "model.safetensors")
+        if work.masks is not None:
+            save(dict(work.masks), fresh / "masks.safetensors")
+        write_atomic(fresh / "row.json", row.model_dump_json(indent=1).encode())
+    shutil.rmtree(scratch, ignore_errors=True)
+    return row
+
+
+def _delivered(rows: list[Row]) -> Row:
+    return next(row for row in reversed(rows) if row.kind == "step")
+
+
+def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple[Ledger, Artifact]:
+    """Build every row's artifact, pass each through the export gate, and measure them all in one interleaved run."""
+    final = _delivered(rows).name
+    deploy = plan.recipe.deploy
+    artifacts: dict[str, Artifact] = {}
+    deviations: dict[str, Deviation] = {}
+    with bar("Build and check the artifacts", total=len(rows)) as task:
+        for row in rows:
+            place = plan.out / ("artifact" if row.name == final else f"work/artifacts/{row.name}")
+            artifacts[row.name], deviations[row.name] = deliver(
+                models[row.name], plan.example, deploy.target, place, data=plan.data,
+                threads=deploy.threads, force=True, **deploy.options,
+            )  # fmt: skip
+            task.advance()
+    threads = artifacts[final].threads
+    measured = practice({**artifacts, "pytorch": models["0-dense"]}, plan.data, example=plan.example, threads=threads)
+    complete = []
+    for row in rows:
+        delivered = measured[row.name].model_copy(update={"deviation": deviations[row.name]})
+        _same_accuracy(row, delivered)
+        beside = (measured["pytorch"],) if row.kind == "dense" else ()
+        complete.append(row.model_copy(update={"practice": (delivered, *beside)}))
+    for name, artifact in artifacts.items():
+        if name != final:
+            artifact.close()
+    ledger = Ledger(
+        title=f"{plan.model} on {plan.data.name}",
+        model=plan.model,
+        data=plan.data.name,
+        recipe=plan.recipe.plain(),
+        seed=plan.seed,
+        target=plan.target,
+        artifact="artifact",
+        rows=tuple(complete),
+        environment=environment(threads),
+    )
+    checks = budget_checks(plan.recipe.budget, ledger)
+    return ledger.model_copy(update={"checks": checks, "warnings": warnings(plan.data.notes, ledger)}), artifacts[final]
+
+
+def _same_accuracy(row: Row, delivered: Practice) -> None:
+    """The second half of the export gate: the artifact scores as the PyTorch model does, near-ties aside."""
+    here, there = row.test_accuracy, delivered.accuracy
+    if here is None or there is None:
+        return
+    allowed = max(2 / here.samples, 0.001) * max(1.0, abs(here.value))
+    if abs(here.value - there.value) > allowed:
+        raise GateError(
+            f"{row.title}: {here.metric} is {here.value:.4f} in PyTorch but {there.value:.4f} on {delivered.target},"
+            f" more than {allowed:.4f} apart on the same {here.samples} samples"
+        )
+
+
+def budget_checks(budget: Budget, ledger: Ledger) -> tuple[Check, ...]:
+    """Every line of the budget: what was asked, what came, whether it was met."""
+    dense, final = ledger.dense, ledger.final
+    if dense is None or final is None:
+        return ()
+    before, after = dense.practice[0], final.practice[0]
+    checks = []
+    if budget.bytes is not None:
+        checks.append(_at_most("bytes", after.bytes, budget.bytes, "{:,.0f}"))
+    if after.latency and before.latency:
+        ratio = after.latency.median_ms / before.latency.median_ms
+        if budget.latency_ms is not None:
+            checks.append(_at_most("latency", after.latency.median_ms, budget.latency_ms, "{:.3f} ms"))
+        if budget.latency_ratio is not None:
+            checks.append(_at_most("latency, of the dense model's", ratio, budget.latency_ratio, "{:.3f}"))
+    if budget.accuracy_drop is not None and after.accuracy and before.accuracy:
+        drop = before.accuracy.value - after.accuracy.value
+        checks.append(_at_most(f"{after.accuracy.metric} lost", drop, budget.accuracy_drop, "{:.4f}"))
+    return tuple(checks)
+
+
+def _at_most(name: str, got: float, asked: float, form: str) -> Check:
+    return Check(name=name, asked=f"≤ {form.format(asked)}", got=form.format(got), met=got <= asked)
+
+
+def warnings(notes: tuple[str, ...], ledger: Ledger) -> tuple[str, ...]:
+    """What a reader must know before trusting a number."""
+    found = list(notes)
+    noisy = [
+        f"{row.title} ({100 * practice.latency.spread:.0f} %)"
+        for row in ledger.rows
+        for practice in row.practice
+        if practice.latency and practice.latency.spread > 0.2
+    ]
+    if noisy:
+        found.append(f"The machine was noisy: the latency's spread is above 20 % for {', '.join(noisy)}.")
+    return tuple(found)
+
+
+def _finish(plan: Plan, model: nn.Module, ledger: Ledger, artifact: Artifact) -> Compressed:
+    save(model, plan.out / "model.safetensors")
+    write_atomic(plan.out / "recipe.yaml", yaml.safe_dump(plan.recipe.plain(), sort_keys=False).encode())
+    shutil.rmtree(plan.out / "work", ignore_errors=True)
+    ledger.save(plan.out / "ledger.json")
+    report.write(ledger, plan.out)
+    return Compressed(model, artifact, ledger, plan.out)

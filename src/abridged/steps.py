@@ -1,0 +1,107 @@
+"""What each kind of step does to the model: one function per kind, in RUNNERS. They work in place and are exactly resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from abridged.data import Data
+from abridged.distillation.distill import distill_fit
+from abridged.ledger import Curve
+from abridged.pruning.masks import Masks
+from abridged.pruning.prune import prune
+from abridged.recipe import Prune, Teaching, Training
+from abridged.tables import Table
+from abridged.training import History, fit
+
+
+@dataclass
+class Work:
+    """A model on its way through a recipe. The dense control takes every training step, and `masks` stays None."""
+
+    model: nn.Module
+    teacher: nn.Module
+    data: Data
+    seed: int
+    masks: Masks | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step has to say for the ledger."""
+
+    curves: tuple[Curve, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Runner = Callable[[Work, Any, Path], Outcome]
+RUNNERS = Table[Runner]("step")
+
+
+@RUNNERS.entry("train", "finetune", "distill")
+def train(work: Work, options: Training, checkpoint: Path) -> Outcome:
+    """Train the model as it is: on the labels, and on the teacher's soft labels where the step has a teacher."""
+    common: dict[str, Any] = {
+        "epochs": options.epochs,
+        "optimizer": partial(_optimizer, options),
+        "scheduler": partial(_scheduler, options),
+        "masks": work.masks,
+        "clip": options.clip,
+        "precision": options.precision,
+        "batch_size": options.batch_size,
+        "seed": work.seed,
+        "checkpoint": checkpoint,
+        "label": options.kind,
+    }
+    if isinstance(options, Teaching) and options.teacher == "dense":
+        history = distill_fit(
+            work.model, work.teacher, work.data,
+            temperature=options.temperature, alpha=options.alpha, loss=options.loss, **common,
+        )  # fmt: skip
+    else:
+        history = fit(work.model, work.data, **common)
+    return Outcome(tuple(Curve(name=name, values=tuple(values)) for name, values in history.curves.items()))
+
+
+@RUNNERS.entry("prune")
+def remove(work: Work, options: Prune, checkpoint: Path) -> Outcome:
+    """Zero weights at once, or little by little while training; what is zero stays zero in the steps that follow."""
+    gradual = options.schedule != "one-shot"
+    updates = options.epochs * len(work.data.batches("train", options.batch_size))
+    work.masks = prune(
+        work.model,
+        options.sparsity,
+        threshold=options.threshold,
+        keep=options.keep,
+        criterion=options.criterion,
+        pattern=options.pattern,
+        allocation=options.allocation,
+        schedule=options.schedule,
+        steps=max(1, round(options.ramp * updates)) if gradual else None,
+        include=options.include,
+        exclude=options.exclude,
+    )
+    outcome = train(work, options, checkpoint) if options.epochs else Outcome()
+    return Outcome(outcome.curves, notes=tuple(work.masks.summary))
+
+
+def join(outcomes: list[Outcome]) -> Outcome:
+    """One outcome after the other: curves of one name are concatenated."""
+    values: dict[str, tuple[float, ...]] = {}
+    for outcome in outcomes:
+        for curve in outcome.curves:
+            values[curve.name] = values.get(curve.name, ()) + curve.values
+    return Outcome(tuple(Curve(name=name, values=line) for name, line in values.items()))
+
+
+def _optimizer(options: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(parameters, options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, options.lr, weight_decay=options.weight_decay)

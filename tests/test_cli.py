@@ -1,0 +1,160 @@
+"""The command: every mistake is one line and exit status 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import strangers
+import torch
+
+from abridged.catalogue import TABLES, entries
+from abridged.cli import main
+from test_run import project  # noqa: F401  (a fixture)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run the command in this process → (status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["abridged", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call
+
+
+def compress(model="strangers_net:Net", data="strangers_data:data", recipe="quick.yaml", *more):
+    return "compress", model, "--data", data, "--recipe", recipe, "--out", "run", *more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (compress("nowhere:Net"), "no module 'nowhere'"),
+        (compress("strangers_net:Nett"), "did you mean 'Net'"),
+        (compress("strangers_net:number"), "must give a torch.nn.Module, not int"),
+        (compress("strangers_net:bent"), "strangers_net.py:24"),
+        (compress("strangers_net:poisoned"), "stem.weight"),
+        (compress("strangers_net:small"), "labels"),
+        (compress("torchvision:resnet5"), "did you mean 'resnet50'"),
+        (compress("net.pt2"), "cannot be trained"),
+        (compress(data="digitz"), "did you mean 'digits'"),
+        (compress(data="cifar10:none"), "curl"),
+        (compress(data="strangers_data:wrong_shape"), "strangers_data:wrong_shape"),
+        (compress(data="strangers_data:empty"), "empty"),
+        (compress(data="strangers_data:far_labels"), "labels"),
+        (compress(data="strangers_data:nan"), "NaN"),
+        (compress(data="strangers_data:number"), "must give an abridged.Data"),
+        (compress(recipe="defalt"), "did you mean 'default'"),
+        (compress(recipe="bad.yaml"), "bad.yaml, line 2: sparsity"),
+        (("compress", "strangers_net:Net", "--data", "strangers_data:data", "--target", "onnxruntim", "--out", "run"), "did you mean 'onnxruntime'"),
+        (compress("strangers_net:Net", "strangers_data:data", "quick.yaml", "--weights", "none.safetensors"), "none.safetensors"),
+        (compress("strangers_net:Net", "strangers_data:data", "quick.yaml", "--weights", "cut.safetensors"), "cut.safetensors"),
+        (compress("strangers_net:Net", "strangers_data:data", "quick.yaml", "--weights", "other.safetensors"), "stem.weight"),
+        (compress("strangers_net:Net", "strangers_data:data", "quick.yaml", "--weights", "code.pt"), "code.pt"),
+        (compress("strangers_net:Net", "strangers_data:data", "quick.yaml", "--resume", "--force"), "not both"),
+        (("deploy", "strangers_net:Net", "--out", "run"), "say what goes in"),
+        (("deploy", "strangers_net:Net", "--out", "run", "--input", "1x5x8x8"), "strangers_net.py"),
+        (("deploy", "strangers_net:Net", "--out", "run", "--input", "1x3x8x8", "--target", "tflite"), "unknown target 'tflite'"),
+        (("measure", "run"), "not an artifact"),
+        (("report", "run"), "no ledger.json"),
+        (("list", "criterions"), "did you mean 'criteria'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(project, command, arguments, words):  # noqa: F811
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch run",)
+
+    (project / "bad.yaml").write_text("steps:\n  - prune: {sparsity: 1.5}\n")
+    (project / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    torch.save({"a": Evil()}, project / "code.pt")
+    from abridged.weights import save
+
+    save({"other.weight": torch.ones(2)}, project / "other.safetensors")
+    status, out, err = command(*arguments)
+    assert words in err
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("abridged: ")
+    assert not (project / "run").exists()
+
+
+def test_an_output_directory_that_is_not_empty_is_kept(project, command):  # noqa: F811
+    (project / "run").mkdir()
+    (project / "run" / "thesis.txt").write_text("years of work")
+    status, _, err = command(*compress())
+    assert (status, "not empty" in err) == (2, True)
+    assert [item.name for item in (project / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_deploy_measure_and_report(project, command):  # noqa: F811
+    status, out, err = command("deploy", "strangers_net:Net", "--out", "net", "--input", "1x3x8x8", "--threads", "1")
+    assert (status, err) == (0, "")
+    assert "bytes for onnxruntime" in out
+    status, out, _ = command(
+        "measure", "net", "--against", "strangers_net:Net", "--data", "strangers_data:data", "--threads", "1", "--json", "m.json"
+    )
+    assert status == 0
+    assert "onnxruntime" in out
+    assert "pytorch" in out
+    assert (project / "m.json").read_text().startswith("{")
+
+
+def test_an_exported_program_deploys(project, command):  # noqa: F811
+    program = torch.export.export(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), (torch.zeros(2, 4),))
+    torch.export.save(program, project / "net.pt2")
+    status, out, err = command("deploy", "net.pt2", "--out", "net")
+    assert (status, err) == (0, "")
+    status, _, err = command("deploy", "net.pt2", "--out", "net2", "--input", "1x4")
+    assert (status, "brings its own" in err) == (2, True)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_lists_its_entries_with_a_line_each(table, command):
+    status, out, _ = command("list", table)
+    assert status == 0
+    assert len(out.splitlines()) == len(entries(table)) > 0
+    assert all(line.strip() for _, line in entries(table))
+    assert table in command("list")[1]
+
+
+def test_version_and_help(command):
+    assert command("--version")[1] == "abridged 0.1.0\n"
+    assert "compress" in command("--help")[1]
+
+
+def test_help_starts_fast_and_without_torch():
+    code = "import sys; sys.argv = ['abridged', '--help']\nfrom abridged.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_ctrl_c_says_how_to_go_on(project, command, monkeypatch):  # noqa: F811
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abridged.run.compress", interrupted)
+    status, _, err = command(*compress())
+    assert status == 130
+    assert "--resume" in err
+
+
+def test_a_missed_budget_is_status_1_and_the_artifact_is_written(project, command):  # noqa: F811
+    (project / "once.yaml").write_text("steps:\n  - prune: {sparsity: 0.5, schedule: one-shot, epochs: 0}\n")
+    status, out, _ = command(*compress("strangers_net:Net", "strangers_data:data", "once.yaml", "--max-bytes", "10"))
+    assert status == 1
+    assert "missed" in out.lower()
+    assert (project / "run" / "artifact" / "abridged.json").exists()
+    status, out, _ = command("report", "run")
+    assert (status, out.strip()) == (0, "run/report.html")

@@ -1,0 +1,105 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abridged import recipe as recipes
+from abridged.errors import InputError
+from abridged.recipe import Budget, Distill, Finetune, Prune, Recipe, Train
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        recipes.from_yaml(text, "r.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", recipes.named())
+def test_every_named_recipe_loads_and_says_what_it_is(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert recipe.compression
+    assert recipes.named()[name].endswith(".")
+
+
+def test_a_recipe_survives_as_plain_data():
+    recipe = recipes.load("from-scratch")
+    assert recipes.load(recipe.plain()) == recipe
+
+
+def test_the_parts_of_a_recipe():
+    recipe = recipes.load([{"train": {"epochs": 1}}, {"prune": {"sparsity": 0.5}}, "finetune", {"deploy": {"threads": 1}}])
+    assert isinstance(recipe.train, Train)
+    assert [type(step) for step in recipe.compression] == [Prune, Finetune]
+    assert recipe.deploy.threads == 1
+    assert recipes.load([{"distill": None}]).deploy.target == "onnxruntime"
+
+
+def test_what_the_caller_says_replaces_what_the_recipe_says():
+    recipe = recipes.load("default").replaced(budget={"bytes": 10}, target="openvino", threads=1, control=False)
+    assert (recipe.budget.bytes, recipe.deploy.target, recipe.deploy.threads, recipe.control) == (10, "openvino", 1, False)
+    assert recipe.replaced() == recipe
+    assert recipe.replaced(budget=Budget(latency_ms=2.0)).budget == Budget(bytes=10, latency_ms=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("steps:\n - prune: {sparsty: 0.9}", 2, "unknown key 'sparsty'; did you mean 'sparsity'"),
+        ("steps:\n - prun: {}", 2, "unknown step 'prun'; did you mean 'prune'"),
+        ("nme: x\nsteps:\n - prune: {sparsity: 0.9}", 1, "unknown key 'nme'; did you mean 'name'"),
+        ("steps:\n - prune:\n    epochs: 1\n    sparsity: 1.9", 4, "sparsity: input should be less than or equal to 1, not 1.9"),
+        ("steps:\n - prune: {sparsity: .nan}", 2, "sparsity"),
+        ("steps:\n - prune: {sparsity: 0.5, lr: .inf}", 2, "lr"),
+        ("steps:\n - prune:\n    sparsity: 0.9\n    teacher: dens", 4, "did you mean 'dense'"),
+        ("steps:\n - prune:\n    sparsity: 0.9\n    optimizer: zzz", 4, "must be one of 'adamw', 'adam', 'sgd', not 'zzz'"),
+        ("steps:\n - prune: {sparsity: 0.9, criterion: magnitud}", 2, "unknown criterion 'magnitud'; did you mean 'magnitude'"),
+        ("steps:\n - distill: {loss: kdd}", 2, "did you mean 'kd'"),
+        ("steps:\n - finetune\n - deploy: {target: onnx}", 3, "did you mean 'onnxruntime'"),
+        ("steps:\n - prune: {}", 2, "exactly one of sparsity, threshold, keep"),
+        ("steps:\n - prune: {sparsity: 0.5, epochs: 0}", 2, "prunes while training"),
+        ("steps:\n - prune: 3", 2, "options must be a mapping"),
+        ("steps:\n - {prune: {}, distill: {}}", 2, "step 1 must be one"),
+        ("budget: {byte: 3}\nsteps:\n - finetune", 1, "did you mean 'bytes'"),
+        ("steps:\n - train", 1, "no step compresses anything"),
+        ("steps:\n - deploy\n - finetune", 1, "deploy must be the last step"),
+        ("steps:\n - finetune\n - train", 1, "train makes the dense model"),
+        ("steps: [", 1, "not YAML"),
+        ("- 1", 1, "a recipe is a mapping"),
+        ("steps: {}", 1, "a recipe is a mapping"),
+        ("a: \x00", None, "not YAML"),
+        ("", None, "a recipe is a mapping"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_the_nearest_right_word(text, line, words):
+    message = complaint(text)
+    assert words in message
+    assert message.startswith("r.yaml: " if line is None else f"r.yaml, line {line}: ")
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'default'"):
+        recipes.load("defalt")
+    with pytest.raises(InputError, match="cannot be read"):
+        recipes.load(tmp_path / "none.yaml")
+    (tmp_path / "r.yml").write_text("steps:\n  - prune: {threshold: 0.1, schedule: one-shot, epochs: 0}\n")
+    assert recipes.load(tmp_path / "r.yml").compression[0].title == "Prune |w| < 0.1 (magnitude, global, one-shot)"
+
+
+def test_titles_are_for_people():
+    assert Prune(sparsity=0.9, epochs=1).title == "Prune 90 % (magnitude, global, cubic, distilled)"
+    assert Prune(keep=1000, teacher="none").title == "Prune all but 1,000 weights (magnitude, global, cubic)"
+    assert Distill(epochs=2).title == "Distil from the dense network (2 epochs, T = 4)"
+    assert Finetune(epochs=2).title == "Fine-tune (2 epochs)"
+    assert recipes.Deploy().title == "Deploy to onnxruntime"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["steps", "prune", "sparsity", "name", "x"]), inner, max_size=3), max_leaves=8))
+def test_no_data_makes_anything_but_a_recipe_or_one_line(data):
+    try:
+        recipe = recipes.load({"steps": [data]} if not isinstance(data, dict) else data)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(recipe, Recipe)

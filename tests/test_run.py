@@ -1,0 +1,171 @@
+"""The main job on a stranger's model and data, in one process; and what it refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import strangers
+import torch
+
+import abridged as ab
+from abridged import run as running
+from abridged.ledger import Ledger
+from abridged.recipe import Budget
+from abridged.weights import read
+
+MODEL, DATA = "strangers_net:Net", "strangers_data:data"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(strangers.write(tmp_path))
+    before = list(sys.path)
+    yield tmp_path
+    sys.path[:] = before
+    for name in [name for name in sys.modules if name.startswith("strangers_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One uninterrupted run, made once: (project directory, run directory)."""
+    home = strangers.write(tmp_path_factory.mktemp("stranger"))
+    cli(home, "compress", MODEL, "--data", DATA, "--recipe", "quick.yaml", "--out", "run")
+    return home, home / "run"
+
+
+def cli(home, *arguments, check=True):
+    return subprocess.run(
+        [sys.executable, "-m", "abridged", *arguments],
+        cwd=home, check=check, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_a_strangers_model_and_data_compress_with_one_command(done):
+    home, run = done
+    ledger = Ledger.load(run / "ledger.json")
+    assert [row.name for row in ledger.rows] == ["0-dense", "1-prune", "2-distill", "control"]
+    assert ledger.final.theory.sparsity > 0.4
+    weights = sum(1 for layer in ledger.final.theory.layers if layer.macs)
+    assert weights == 4
+    assert ledger.dense.accuracy.value > 0.9
+    assert ledger.final.test_accuracy.value > 0.9
+    for row in ledger.rows:
+        assert row.practice[0].target == "onnxruntime"
+        assert row.practice[0].deviation.kept
+        assert row.practice[0].accuracy.value == pytest.approx(row.test_accuracy.value, abs=0.03)
+        assert row.practice[0].latency.median_ms > 0
+    assert sorted(item.name for item in run.iterdir()) == [
+        "artifact", "ledger.json", "model.safetensors", "recipe.yaml", "report.html", "report.md", "run.json", "steps",
+    ]  # fmt: skip
+    assert ledger.row("2-distill").practice[0].files == {
+        item.name: item.stat().st_size for item in (run / "artifact").iterdir()
+    }
+
+
+def test_the_result_loads_as_the_report_says(done, monkeypatch):
+    home, run = done
+    monkeypatch.syspath_prepend(str(home))
+    import strangers_data
+    import strangers_net
+
+    x = strangers_data.points(1, 3)[0]
+    net = strangers_net.Net().eval()
+    ab.load_into(net, run / "model.safetensors")
+    with ab.load(run / "artifact") as artifact, torch.no_grad():
+        torch.testing.assert_close(artifact(x), net(x))
+    for name in ("strangers_net", "strangers_data"):
+        del sys.modules[name]
+
+
+def test_the_control_is_dense_and_trained_equally_long(done):
+    rows = {row.name: row for row in Ledger.load(done[1] / "ledger.json").rows}
+    assert rows["control"].theory.nonzeros == rows["control"].theory.parameters
+    loss = {name: next(c for c in row.curves if c.name == "loss") for name, row in rows.items()}
+    assert len(loss["control"].values) == len(loss["1-prune"].values) + len(loss["2-distill"].values)
+
+
+def weights_and_scores(run):
+    ledger = Ledger.load(run / "ledger.json")
+    scores = [(row.accuracy.value, row.test_accuracy.value, row.theory.nonzeros) for row in ledger.rows]
+    return read(run / "model.safetensors"), scores
+
+
+def assert_agree(run, other):
+    (weights, scores), (weights2, scores2) = weights_and_scores(run), weights_and_scores(other)
+    assert scores == scores2
+    assert all(torch.equal(weights[name], weights2[name]) for name in weights | weights2)
+
+
+def test_two_runs_agree(done):
+    home, run = done
+    cli(home, "compress", MODEL, "--data", DATA, "--recipe", "quick.yaml", "--out", "again")
+    assert_agree(run, home / "again")
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_run_killed_at_any_moment_continues_to_the_same_result(done, attempt):
+    home, run = done
+    out = f"killed-{attempt}"
+    command = [sys.executable, "-m", "abridged", "compress", MODEL, "--data", DATA, "--recipe", "quick.yaml", "--out", out, "--resume"]
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    print("seed", seed)
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=home, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not (home / out / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    cli(home, *command[3:])
+    assert_agree(run, home / out)
+    assert not (home / out / "work").exists()
+
+
+def test_a_module_and_data_of_ones_own_and_a_missed_budget(project, capsys):
+    sys.path.insert(0, str(project))
+    import strangers_data
+    import strangers_net
+
+    net = strangers_net.Net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with_budget = ab.compress(
+        net, strangers_data.data(), recipe=[{"prune": {"sparsity": 0.9, "schedule": "one-shot", "epochs": 0}}],
+        budget=Budget(bytes=10, latency_ms=1000, latency_ratio=1000, accuracy_drop=1), out=project / "out",
+    )  # fmt: skip
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert [(check.name, check.met) for check in with_budget.ledger.checks] == [
+        ("bytes", False), ("latency", True), ("latency, of the dense model's", True), ("accuracy lost", True),
+    ]  # fmt: skip
+    assert not with_budget.met
+    assert with_budget.report.exists()
+    assert with_budget.ledger.row("control") is None
+    with_budget.artifact.close()
+
+
+def test_an_artifact_that_scores_otherwise_is_refused(done):
+    row = Ledger.load(done[1] / "ledger.json").final
+    off = row.practice[0].accuracy.model_copy(update={"value": row.test_accuracy.value - 0.1})
+    with pytest.raises(ab.GateError, match="apart on the same 96 samples"):
+        running._same_accuracy(row, row.practice[0].model_copy(update={"accuracy": off}))
+
+
+def test_a_noisy_machine_is_a_warning(done):
+    ledger = Ledger.load(done[1] / "ledger.json")
+    latency = ledger.final.practice[0].latency.model_copy(update={"spread": 0.5})
+    practice = ledger.final.practice[0].model_copy(update={"latency": latency})
+    noisy = ledger.model_copy(update={"rows": (ledger.final.model_copy(update={"practice": (practice,)}),)})
+    assert "noisy" in running.warnings((), noisy)[0]
+
+
+def test_the_ledger_and_the_run_are_json(done):
+    assert json.loads((done[1] / "run.json").read_text())["model"] == MODEL
+    with pytest.raises(ab.InputError, match="not a ledger"):
+        Ledger.load(done[1] / "run.json")
