@@ -70,9 +70,9 @@ def _last(pattern: Pattern, scores: Tensor, weight: Tensor, held: Tensor | None)
     """Scores of the units, where those that are zero rank below every other, and those removed before lowest."""
     units = pattern.units(scores)
     if int(weight.count_nonzero()) < weight.numel():
-        units = units.masked_fill(pattern.units((weight != 0).to(scores.dtype)) == 0, torch.finfo(scores.dtype).min)
+        units.masked_fill_(pattern.units((weight != 0).to(scores.dtype)) == 0, torch.finfo(scores.dtype).min)
     if held is not None:
-        units = units.masked_fill(pattern.units(held.to(scores)) == 0, -math.inf)
+        units.masked_fill_(pattern.units(held.to(scores)) == 0, -math.inf)
     return units
 
 

@@ -64,6 +64,7 @@ def prune(
     Raises `InputError`, leaving the model as it was, for a number out of range, an unknown name, a glob that matches
     nothing, NaN or infinite weights, and a model without anything to prune.
 
+    >>> import torch
     >>> model = nn.Linear(3, 3, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[0.2, 0, 0.6], [0.3, 0, 0.1], [0, 0.5, 0]]))
     >>> print(prune(model, threshold=0.3))
