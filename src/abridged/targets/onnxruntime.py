@@ -1,0 +1,103 @@
+"""Target `onnxruntime`: one standard .onnx file, and ONNX Runtime on the CPU to run it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from abridged.errors import UnsupportedError
+from abridged.graph.graph import Graph
+from abridged.targets import Target
+from abridged.targets.artifact import Array, Manifest
+from abridged.targets.onnx_export import write_onnx
+
+FILE = "model.onnx"
+
+_ERRORS = 3  # ONNX Runtime's log level: its warnings are about what it optimizes, not about the model
+_WARMUP = 2
+
+
+class OnnxRuntimeEngine:
+    """An inference session. `run` is safe from several threads at once."""
+
+    def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
+        self._threads = threads
+        self._inputs = [port.name for port in manifest.signature.inputs]
+        self._outputs = [port.name for port in manifest.signature.outputs]
+        self._session = _session(directory / FILE, _options(threads))
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        # Plain `run` reads the numpy inputs where they are; bindings and OrtValues measured no faster.
+        outputs: list[Array] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        return outputs
+
+    def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float]:
+        """From a second session that profiles itself: median per node, summed by module path."""
+        with tempfile.TemporaryDirectory(prefix="abridged-profile-") as folder:
+            options = _options(self._threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _session(directory / FILE, options)
+            feed = dict(zip(self._inputs, inputs, strict=True))
+            for _ in range(runs + _WARMUP):
+                session.run(self._outputs, feed)
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+        return by_path(events)
+
+    def close(self) -> None:
+        self._session = None
+
+
+def by_path(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Milliseconds by module path from the events of ONNX Runtime's profiler, warm-up runs left out."""
+    durations: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            durations[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1000)
+    times: defaultdict[str, float] = defaultdict(float)
+    for name, all_runs in durations.items():
+        times[module_path(name)] += statistics.median(all_runs[_WARMUP:] or all_runs)
+    return dict(times)
+
+
+def module_path(node: str) -> str:
+    """The module path in a node's name, "" where the runtime added the node itself (a change of layout)."""
+    return node.split("/")[0] if "/" in node else ""
+
+
+def _session(file: Path, options: onnxruntime.SessionOptions) -> Any:
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base of their own
+        raise UnsupportedError(f"{file}: refused by ONNX Runtime: {_line(error)}") from error
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS
+    return options
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
+    write_onnx(graph, directory / FILE, sparse_storage=bool(options["sparse_storage"]))
+
+
+TARGET = Target(
+    write=write,
+    start=OnnxRuntimeEngine,
+    packages=("onnx", "onnxruntime", "torch"),
+    options={"sparse_storage": True},
+)
