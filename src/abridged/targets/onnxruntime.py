@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
-from abridged.errors import UnsupportedError
+from abridged.errors import InputError, UnsupportedError
 from abridged.graph.graph import Graph
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest
+from abridged.targets.artifact import MANIFEST, Array, Manifest
 from abridged.targets.onnx_export import write_onnx
+from abridged.targets.provenance import attribute
 
 FILE = "model.onnx"
 
@@ -32,6 +34,9 @@ class OnnxRuntimeEngine:
         self._inputs = [port.name for port in manifest.signature.inputs]
         self._outputs = [port.name for port in manifest.signature.outputs]
         self._session = _session(directory / FILE, _options(threads))
+        found = [(port.name, tuple(port.shape)) for port in self._session.get_inputs()]
+        if found != [(port.name, port.shape) for port in manifest.signature.inputs]:
+            raise InputError(f"{directory}: {MANIFEST} has not the signature of {FILE}; build the artifact again")
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         # Plain `run` reads the numpy inputs where they are; bindings and OrtValues measured no faster.
@@ -49,27 +54,20 @@ class OnnxRuntimeEngine:
             for _ in range(runs + _WARMUP):
                 session.run(self._outputs, feed)
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        return by_path(events)
+        return attribute(_medians(events), onnx.load(directory / FILE, load_external_data=False))
 
     def close(self) -> None:
         self._session = None
 
 
-def by_path(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Milliseconds by module path from the events of ONNX Runtime's profiler, warm-up runs left out."""
-    durations: defaultdict[str, list[float]] = defaultdict(list)
+def _medians(events: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Milliseconds by (name, op) of the nodes that ran, from the profiler's events; warm-up runs are left out."""
+    durations: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            durations[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1000)
-    times: defaultdict[str, float] = defaultdict(float)
-    for name, all_runs in durations.items():
-        times[module_path(name)] += statistics.median(all_runs[_WARMUP:] or all_runs)
-    return dict(times)
-
-
-def module_path(node: str) -> str:
-    """The module path in a node's name, "" where the runtime added the node itself (a change of layout)."""
-    return node.split("/")[0] if "/" in node else ""
+            name = event["name"].removesuffix("_kernel_time")
+            durations[name, event["args"]["op_name"]].append(event["dur"] / 1000)
+    return {node: statistics.median(runs[_WARMUP:]) for node, runs in durations.items()}
 
 
 def _session(file: Path, options: onnxruntime.SessionOptions) -> Any:

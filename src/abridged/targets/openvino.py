@@ -14,7 +14,7 @@ import numpy as np
 from abridged.errors import InputError, UnsupportedError
 from abridged.graph.graph import Graph
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest
+from abridged.targets.artifact import MANIFEST, Array, Manifest
 from abridged.targets.onnx_export import write_onnx
 
 FILE = "model.xml"
@@ -27,7 +27,11 @@ class OpenVinoEngine:
         self._threads = threads
         self._count = len(manifest.signature.outputs)
         self._lock = threading.Lock()
-        self._request: Any = _compile(directory / FILE, threads).create_infer_request()
+        compiled = _compile(directory / FILE, threads)
+        found = [(port.any_name, tuple(port.shape)) for port in compiled.inputs]
+        if found != [(port.name, port.shape) for port in manifest.signature.inputs]:
+            raise InputError(f"{directory}: {MANIFEST} has not the signature of {FILE}; build the artifact again")
+        self._request: Any = compiled.create_infer_request()
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         with self._lock:
