@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from abridged.graph.graph import Node, Value
+from abridged.graph.graph import Attr, Node, Value
 from abridged.tables import Table
 
 Meaning = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -62,10 +62,15 @@ def signature(op: str) -> Signature:
     )
 
 
-def apply(node: Node, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """Run a node's meaning; the results as a tuple, one per output."""
-    result = OPS[node.op](*inputs, **node.attrs)
+def apply(node: Node, inputs: tuple[Tensor | None, ...], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """Run a node's meaning: a tuple with one tensor per output. `dtype` replaces every floating dtype among its attributes."""
+    attrs = node.attrs if dtype is None else {k: dtype if _floating(v) else v for k, v in node.attrs.items()}
+    result = OPS[node.op](*inputs, **attrs)
     return result if isinstance(result, tuple) else (result,)
+
+
+def _floating(attr: Attr) -> bool:
+    return isinstance(attr, torch.dtype) and attr.is_floating_point
 
 
 def infer(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
