@@ -17,7 +17,7 @@ from torch import Tensor
 from abridged.tables import Table
 
 SAMPLE = 1 << 17  # scores looked at to guess where the cut lies among many
-PIECE = 1 << 18  # scores compared at once: the booleans stay in the cache
+PIECE = 1 << 14  # scores compared at once: the booleans stay in the cache, and torch starts no threads for them
 
 
 class Pattern(ABC):
@@ -103,7 +103,7 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> float:
         place, margin = round(k / total * len(sample)), 4 * math.isqrt(len(sample))
         high = sample[max(place - margin, 0)].item() if place > margin else math.inf
         low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
-        pieces = [piece for part in flat for piece in part.split(PIECE)]
+        pieces = [piece for part in flat for piece in torch.split(part, PIECE if part.device.type == "cpu" else total)]
         above = sum(int((piece > high).count_nonzero()) for piece in pieces)
         inside = torch.cat([piece[(piece >= low) & (piece <= high)].cpu() for piece in pieces])
         if 0 < k - above <= len(inside):

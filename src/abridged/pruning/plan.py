@@ -31,6 +31,13 @@ class Plan:
     every: int = 1  # optimizer steps between two choices
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        # An unknown name raises here, before anything is touched.
+        CRITERIA[self.criterion]
+        PATTERNS[self.pattern]
+        ALLOCATIONS[self.allocation]
+        SCHEDULES[self.schedule]
+
     def due(self, step: int) -> bool:
         """Whether the masks are chosen anew after this optimizer step (1 is the first)."""
         return step == self.steps or (step < self.steps and step % self.every == 0)
