@@ -36,9 +36,9 @@ def _filled(b: Lowering, source: Operand) -> Value:
     return b.constant(torch.full(b.shape, source, dtype=b.dtype))
 
 
-ATEN.entry("copy")(lambda b, src: _filled(b, src))
-ATEN.entry("fill")(lambda b, value: _filled(b, value))
-ATEN.entry("zero")(lambda b: _filled(b, 0))
+ATEN.entry("copy")(lambda b, x, src: _filled(b, src))
+ATEN.entry("fill")(lambda b, x, value: _filled(b, value))
+ATEN.entry("zero")(lambda b, x: _filled(b, 0))
 
 
 # ---- one tensor ------------------------------------------------------------------------------------------------------
