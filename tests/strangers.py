@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NET = '''\
+NET = """\
 import torch
 from torch import nn
 
@@ -45,7 +45,7 @@ def small():
 
 def number():
     return 3
-'''
+"""
 
 DATA = '''\
 import torch

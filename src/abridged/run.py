@@ -1,11 +1,11 @@
 """Recipe → steps → ledger. Every step ends in a directory that is whole or absent, so a killed run continues where it was.
 
-    OUT/run.json              what was asked; --resume continues only the same
-    OUT/steps/NN-kind/        model.safetensors, masks.safetensors (if any), row.json: written as one
-    OUT/work/                 training checkpoints and the artifacts that are only measured; gone at the end
-    OUT/artifact/             the compressed network for its target
-    OUT/model.safetensors     its weights, packed, for ab.load_into
-    OUT/recipe.yaml  ledger.json  report.html  report.md
+OUT/run.json              what was asked; --resume continues only the same
+OUT/steps/NN-kind/        model.safetensors, masks.safetensors (if any), row.json: written as one
+OUT/work/                 training checkpoints and the artifacts that are only measured; gone at the end
+OUT/artifact/             the compressed network for its target
+OUT/model.safetensors     its weights, packed, for ab.load_into
+OUT/recipe.yaml  ledger.json  report.html  report.md
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def _stages(plan: Plan) -> list[Stage]:
         def equally_long(work: Work, checkpoint: Path) -> Outcome:
             return join([train(work, step, checkpoint / str(index)) for index, step in enumerate(training)])
 
-        stages.append(("control", "control", f"The dense model trained equally long ({epochs} epochs)", {}, equally_long))
+        stages.append(
+            ("control", "control", f"The dense model trained equally long ({epochs} epochs)", {}, equally_long)
+        )
     return stages
 
 
