@@ -73,7 +73,9 @@ def normal(split: Split, name: str) -> Split:
         raise InputError(
             f"{name}: {type(split).__name__} is no split: give (X, y) tensors, a Dataset, or a DataLoader of (x, y) batches"
         )
-    if iter(split) is split:
+    if (
+        not isinstance(split, DataLoader) and iter(split) is split
+    ):  # a DataLoader's iter starts workers and draws a seed
         raise InputError(f"{name}: an iterator can be used only once: give a list, a DataLoader or (X, y) tensors")
     return split
 
