@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abridged.errors import InputError
-from abridged.pruning.patterns import PATTERNS, SAMPLE, count, kth_largest, top
+from abridged.pruning.patterns import PATTERNS, SAMPLE, _between, count, kth_largest, top
 
 SHAPES = [(1, 1), (7, 5), (8, 4, 3, 3), (13,), (16, 8, 3)]
 rows = st.integers(1, 4).flatmap(
@@ -19,15 +19,15 @@ rows = st.integers(1, 4).flatmap(
 @pytest.mark.parametrize("name", PATTERNS)
 def test_law_of_patterns(name, shape, density):
     pattern, scores = PATTERNS[name], torch.rand(shape)
-    units = pattern.units(scores)
-    assert units.dim() == 2
+    arranged, units = pattern.arrange(scores), pattern.score(scores)
+    assert torch.equal(arranged.flatten().sort().values, scores.flatten().sort().values), "each element in one place"
+    assert torch.allclose(units, arranged.sum(2))
     mask = pattern.mask(units, density, scores.shape)
     assert mask.dtype == torch.bool
     assert mask.shape == scores.shape
-    kept = pattern.units(mask.float()) > 0
+    kept = pattern.alive(mask)
     assert torch.equal(pattern.expand(kept, scores.shape), mask), "units stay or go whole"
     assert (kept.sum(1) == count(density, units.shape[1])).all(), "each group keeps its count exactly"
-    assert (pattern.units(torch.zeros(shape)) == 0).all()
     assert PATTERNS.summary(name)
 
 
@@ -80,6 +80,21 @@ def test_kth_largest_of_many_is_that_of_a_sort(kind, share):
     k = max(1, round(share * size))
     parts = list(scores.split([7, size // 2, size - size // 2 - 7]))
     assert kth_largest(parts, k) == scores.sort(descending=True).values[k - 1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.3), (-torch.inf, 0.5), (0.5, torch.inf), (2.0, 3.0)])
+def test_counting_a_bracket_is_the_same_off_the_cpu(low, high):
+    scores = torch.rand(50_000)
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    above, inside = _between(scores, low, high)
+    assert above == int((scores > high).sum())
+    assert inside.tolist() == [x for x in scores.tolist() if low <= x <= high]
+    above_there, inside_there = _between(scores.as_subclass(Elsewhere), low, high)
+    assert above_there == above
+    assert torch.equal(inside_there.as_subclass(torch.Tensor), inside)
 
 
 def test_counts_by_hand():

@@ -253,8 +253,8 @@ def test_mixed_precisions_compete_exactly():
 class TwoOfFour(Pattern):
     """Groups of four along the input: the table's shape must carry N:M."""
 
-    def units(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.reshape(-1, 4)
+    def arrange(self, elements: torch.Tensor) -> torch.Tensor:
+        return elements.reshape(-1, 4, 1)
 
     def expand(self, kept: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         return kept.reshape(shape)
@@ -263,8 +263,8 @@ class TwoOfFour(Pattern):
 class Rows(Pattern):
     """Whole rows: the table's shape must carry units of several weights that compete across layers."""
 
-    def units(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.flatten(1).sum(1)[None]
+    def arrange(self, elements: torch.Tensor) -> torch.Tensor:
+        return elements.flatten(1)[None]
 
     def expand(self, kept: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         return kept[0].reshape(-1, *[1] * (len(shape) - 1)).expand(shape).clone()

@@ -75,11 +75,11 @@ class Plan:
 
 def _last(pattern: Pattern, scores: Tensor, weight: Tensor, held: Tensor | None) -> Tensor:
     """Scores of the units, where those that are zero rank below every other, and those removed before lowest."""
-    units = pattern.units(scores)
+    units = pattern.score(scores)
     if int(weight.count_nonzero()) < weight.numel():
-        units.masked_fill_(pattern.units((weight != 0).to(scores.dtype)) == 0, torch.finfo(scores.dtype).min)
+        units.masked_fill_(~pattern.alive(weight != 0), torch.finfo(scores.dtype).min)
     if held is not None:
-        units.masked_fill_(pattern.units(held.to(scores)) == 0, -math.inf)
+        units.masked_fill_(~pattern.alive(held.to(weight.device)), -math.inf)
     return units
 
 
