@@ -230,6 +230,31 @@ def test_accuracy_is_compared_on_the_same_samples_only() -> None:
     assert "not comparable" in shown.verdict
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "says"),
+    [
+        ("accuracy", (0.9, 0.5), "a real loss"),
+        ("top-5 accuracy", (0.5, 0.9), "a real gain"),
+        ("mse", (0.5, 0.9), "a real loss"),
+        ("mse", (0.9, 0.5), "a real gain"),
+        ("my_score", (0.9, 0.5), "a real change"),  # nobody said which side is better
+        ("accuracy", (0.9, 0.9), "no more than chance"),
+        ("accuracy", (0.9, math.nan), "not measured on the same samples"),
+    ],
+)
+def test_a_change_of_accuracy_is_judged(metric: str, values: tuple[float, float], says: str) -> None:
+    found = [
+        accuracy(1, metric=metric).model_copy(update={"value": value, "low": value - 0.01, "high": value + 0.01})
+        for value in values
+    ]
+    first, step, *_ = plausible().rows
+    rows = tuple(
+        row.model_copy(update={"practice": (), "accuracy": None, "test_accuracy": each})
+        for row, each in zip((first, step), found, strict=True)
+    )
+    assert says in view(plausible(rows=rows)).accuracy_words
+
+
 def test_theory_of_different_batches_is_compared_per_sample() -> None:
     first, step, *_ = plausible().rows
     eight = step.theory.model_copy(
