@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_onnx_export import CASES, Case, bound, single
 from torch import Tensor, nn
 
-from abridged.errors import InputError
+from abridged.errors import InputError, UnsupportedError
+from abridged.files import sha256
 from abridged.graph.capture import capture
 from abridged.graph.interpret import interpret
+from abridged.graph.ops import OPS, apply
 from abridged.targets import build, load
+from abridged.targets.artifact import MANIFEST
+from abridged.targets.onnx_export import to_onnx
 
 openvino = pytest.importorskip("openvino", reason="needs the extra: pip install 'abridged[openvino]'")
 
@@ -115,3 +120,57 @@ def test_a_missing_package_names_the_extra(
         with pytest.raises(InputError, match=r"needs a package: pip install 'abridged\[openvino\]'"):
             call()
     assert not (tmp_path / "other").exists()
+
+
+def beyond(case: Case) -> bool:
+    """What OpenVINO does otherwise: its remainder of floats is off by the divisor where that divides, which the export
+    gate refuses; and it gathers only where index and data are equally large along the other axes, and says so."""
+    if case.op in ("floor_div", "remainder"):
+        return case.inputs[0].is_floating_point()
+    return (
+        case.op == "gather"
+        and case.inputs[0].shape[1 - case.attrs["axis"]] != case.inputs[1].shape[1 - case.attrs["axis"]]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_openvino_reads_the_onnx_form_of_every_op(op: str) -> None:
+    core = openvino.Core()
+    cases = [case for case in CASES[op]() if not beyond(case)]
+    assert cases
+    for case in cases:
+        graph = single(case)
+        compiled = core.compile_model(
+            core.read_model(to_onnx(graph).SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        found = compiled.create_infer_request().infer([case.inputs[int(name[1:])].numpy() for name in graph.inputs])
+        for i, expected in enumerate(apply(graph.nodes[0], case.inputs)):
+            allowed = bound(case, graph.nodes[0], expected) if expected.is_floating_point() else 0
+            np.testing.assert_allclose(found[i], expected.numpy(), rtol=0, atol=allowed, err_msg=str(case))
+
+
+def test_what_openvino_refuses_is_one_line(
+    net: Net, inputs: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = capture(net, inputs)
+    build(graph, "openvino", tmp_path / "net").close()
+    file, manifest = tmp_path / "net" / "model.xml", tmp_path / "net" / MANIFEST
+    before = sha256(file)
+    file.write_bytes(file.read_bytes().replace(b'type="Convolution"', b'type="Konvolution"'))
+    manifest.write_text(manifest.read_text().replace(before, sha256(file)))
+    with pytest.raises(UnsupportedError, match=r"model\.xml: refused by OpenVINO: .*") as caught:
+        load(tmp_path / "net")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_openvino_cannot_read_is_one_line(tmp_path: Path) -> None:
+    class Pick(nn.Module):
+        def forward(self, x: Tensor, index: Tensor) -> Tensor:
+            return torch.gather(x, 1, index)
+
+    graph = capture(Pick(), (torch.randn(4, 5), torch.zeros(2, 7, dtype=torch.int64)))
+    with pytest.raises(UnsupportedError, match=r"OpenVINO cannot read the network: .*") as caught:
+        build(graph, "openvino", tmp_path / "net")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
