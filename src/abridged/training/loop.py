@@ -32,7 +32,7 @@ from abridged.training.options import (
     adamw,
     cosine,
 )
-from abridged.training.processes import Processes, join, several
+from abridged.training.processes import Processes, join
 from abridged.training.surroundings import borrowed, loader_generators, own_randomness, seed_all, target_device
 
 
@@ -176,7 +176,7 @@ class _Run:
         self.processes.wait()
         state = files.load(directory, self.identity)
         found = torch.tensor([float(state is not None)])
-        if several() and self.processes.sum(found).item() not in (0, self.processes.count):
+        if self.processes.sum(found).item() not in (0, self.processes.count):
             raise InputError(
                 f"{directory} must be a directory that every process sees: it has a checkpoint for some only"
             )
