@@ -108,7 +108,12 @@ def visit(browser: Any, reports: dict[str, Path]) -> Iterator[Any]:
         context.close()
 
 
-@pytest.mark.parametrize("name", LEDGERS)
+def some(*fast: str) -> list[Any]:
+    """All ledgers, and those that every run visits: a page with plots takes the browser two seconds."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in LEDGERS]
+
+
+@pytest.mark.parametrize("name", some("plausible", "failed", "bare"))
 def test_the_page_opens_in_peace(visit: Any, reports: dict[str, Path], name: str) -> None:
     opened = visit(name)
     page = opened.drawn()
@@ -149,7 +154,7 @@ def test_plots_draw_the_ledgers_numbers_and_change_on_request(visit: Any) -> Non
     assert opened.complaints == []
 
 
-@pytest.mark.parametrize("name", ["plausible", "deep", "hostile", "bare"])
+@pytest.mark.parametrize("name", some("plausible", "hostile", "bare"))
 def test_a_phone_scrolls_down_only(visit: Any, name: str) -> None:
     opened = visit(name, viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True)
     page = opened.drawn()
