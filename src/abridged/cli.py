@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,12 +50,12 @@ def demo(
     from abridged.run import compress
 
     torch.set_num_threads(1)  # more gain nothing on 8×8 images, and with one every machine adds up in the same order
-    _finish(
-        compress(
+    with _resumable():
+        done = compress(
             "abridged.demo:DigitsNet", "digits", recipe="demo", target=target, out=out,
             seed=seed, threads=threads, resume=resume, force=force,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    _finish(done)
 
 
 @app.command()
@@ -92,12 +94,13 @@ def compress(
         "bytes": max_bytes,
         "accuracy_drop": accuracy_drop,
     }
-    _finish(
-        run(
-            model, data, recipe=recipe, budget={key: value for key, value in asked.items() if value is not None} or None,
-            target=target, out=out, weights=weights, seed=seed, threads=threads, control=control, resume=resume, force=force,
-        )
-    )  # fmt: skip
+    budget = {key: value for key, value in asked.items() if value is not None}
+    with _resumable():
+        done = run(
+            model, data, recipe=recipe, budget=budget or None, target=target, out=out, weights=weights, seed=seed,
+            threads=threads, control=control, resume=resume, force=force,
+        )  # fmt: skip
+    _finish(done)
 
 
 @app.command()
@@ -198,6 +201,16 @@ def _version(
         raise typer.Exit
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("abridged: interrupted; continue with the same command and --resume", err=True)
+        raise typer.Exit(130) from None
+
+
 def _finish(done: Compressed) -> None:
     """The summary at a glance, the path of the report, and status 1 when a check was not met."""
     from rich.console import Console
@@ -218,7 +231,3 @@ def main() -> None:
     except AbridgedError as error:
         typer.echo(f"abridged: {error}", err=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        hint = " Continue with the same command and --resume." if {"demo", "compress"} & set(sys.argv[1:2]) else ""
-        typer.echo(f"abridged: interrupted.{hint}", err=True)
-        sys.exit(130)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _first_line(error: BaseException) -> str:
 def _quietly() -> Iterator[None]:
     """No logs and warnings of torch about its own insides, and no fused kernels in place of the modules' own forward."""
     fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints the whole program when it gives up
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -273,6 +274,8 @@ class _Reading:
         return self._value(content, (node, content._version)) if isinstance(content, Tensor) else content
 
     def _getitem(self, node: fx.Node) -> None:
+        if not node.users:  # statistics that nobody reads
+            return
         items, index = self.known[node.args[0]], node.args[1]  # type: ignore[index]
         if index >= len(items):  # type: ignore[operator]
             raise self.build.refuse(f"result {index} of {node.args[0]} is not in the op set")

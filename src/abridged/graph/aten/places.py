@@ -226,17 +226,8 @@ def _from_front(b: Lowering, index: Value, size: int) -> Value:
 
 @ATEN.entry("index", "_unsafe_index")
 def _index(b: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
-    """x[indices], each of int64; a known mask of bools stands for the places where it is True."""
-    plain: list[Value | None] = []
-    for index in indices:
-        if index is None or index.dtype not in (torch.bool, torch.uint8):
-            plain.append(index)
-            continue
-        mask = b.known(index)
-        if mask is None:
-            raise b.refuse("a mask of bools as index gives a shape that depends on the data; use torch.where")
-        plain += [b.constant(places) for places in torch.nonzero(mask, as_tuple=True)]
-    plain = [index and _from_front(b, index, x.shape[axis]) for axis, index in enumerate(plain)]
+    """x[indices], each of int64 (a mask of bools has no fixed shape, and is refused before)."""
+    plain = [index and _from_front(b, index, x.shape[axis]) for axis, index in enumerate(indices)]
     used = [(axis, index) for axis, index in enumerate(plain) if index is not None]
     if len(used) == 1:
         return b("take", x, used[0][1], axis=used[0][0])
