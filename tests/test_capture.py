@@ -205,7 +205,7 @@ def test_random_programs_of_views_and_changes_in_place_equal_pytorch(steps: list
         pool = [x * 1, x + 2]
         for name, i, j in steps:
             result = STEPS[name](pool[i % len(pool)], pool[j % len(pool)])
-            if result is not None:
+            if result is not None and result.ndim > 0:
                 pool.append(result)
         return tuple(pool)
 
@@ -608,3 +608,43 @@ def test_an_unknown_op_names_module_line_op_and_the_nearest() -> None:
         match=r"test_capture\.py:\d+: module '1': aten\.cummax\.default is not in the op set; did you mean",
     ):
         capture(model, X)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_program_of_dynamic_shapes_is_refused() -> None:
+    model = Written(lambda m, x: m.linear(x))
+    program = torch.export.export(model, (X,), dynamic_shapes=(({0: torch.export.Dim("n")},),))
+    with pytest.raises(InputError, match="is dynamic; use fixed sizes"):
+        capture(program)
+
+
+def test_a_size_that_is_computed_is_refused() -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.repeat_interleave(x[0].long().abs(), 1)
+
+    with pytest.raises(InputError, match=r"test_capture\.py:\d+: a shape depends on the values"):
+        capture(Counted(), X)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (lambda b, x: b.reshape(x, (5, 2)), r"this form of aten.tanh.default is not in the op set"),
+        (
+            lambda b, x: b("cast", x, dtype=torch.float64),
+            r"the rule makes torch.float64 \(4, 3\), PyTorch torch.float32 \(4, 3\)",
+        ),
+    ],
+)
+def test_a_wrong_rule_is_caught_where_it_acts(rule, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_capture, "rule_of", lambda op: lambda b, op, args: rule(b, args["self"]))
+    with pytest.raises(UnsupportedError, match=words):
+        capture(Written(lambda m, x: x.tanh()), X)
+
+
+def test_a_model_without_source_is_named_by_its_class() -> None:
+    space: dict[str, Any] = {"nn": nn}
+    exec("class Typed(nn.Module):\n    def forward(self, x):\n        return x.missing", space)
+    with pytest.raises(InputError, match=r"^Typed: forward does not accept the example: AttributeError"):
+        capture(space["Typed"](), X)
