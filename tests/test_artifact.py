@@ -192,7 +192,7 @@ def test_what_fails_on_the_way_leaves_nothing(graph: Graph, tmp_path: Path) -> N
             lambda graph: build(graph, sparse_stroage=True),
             "has no option 'sparse_stroage'; did you mean 'sparse_storage'",
         ),
-        (lambda graph: build(graph, threads=0), "threads: expected at least 1, got 0"),
+        (lambda graph: build(graph, threads=0), "threads: expected at least 1 and at most 512, got 0"),
     ],
 )
 def test_unknown_names_and_values_are_refused(graph: Graph, call: Any, message: str) -> None:

@@ -23,11 +23,13 @@ def test_a_new_or_empty_directory_is_taken(tmp_path):
 
 def test_what_is_there_is_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="not empty"):
-        prepare(tmp_path, ASKED, resume=False, force=False)
+    (tmp_path / "work").mkdir()
+    for force in (False, True):
+        with pytest.raises(InputError, match="not empty"):
+            prepare(tmp_path, ASKED, resume=False, force=force)
     with pytest.raises(InputError, match="no run to resume"):
         prepare(tmp_path, ASKED, resume=True, force=False)
-    assert names(tmp_path) == ["mine.txt"]
+    assert names(tmp_path) == ["mine.txt", "work"]
 
 
 def test_force_removes_only_what_a_run_wrote(tmp_path):

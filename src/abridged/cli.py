@@ -228,6 +228,9 @@ def main() -> None:
     """Run the command: an error of ours is one line on stderr and its own exit status, never a stack trace."""
     try:
         app()
+    except KeyboardInterrupt:
+        typer.echo("abridged: interrupted", err=True)
+        sys.exit(130)
     except AbridgedError as error:
         typer.echo(f"abridged: {error}", err=True)
         sys.exit(error.exit_status)

@@ -19,7 +19,7 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{path}: the disk is full; free some space and run again with --resume") from error
+            raise InputError(f"{path}: the disk is full; free some space and run again") from error
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

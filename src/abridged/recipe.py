@@ -98,6 +98,10 @@ class Prune(Teaching):
     def _one_amount(self) -> Prune:
         if sum(amount is not None for amount in (self.sparsity, self.threshold, self.keep)) != 1:
             raise ValueError("give exactly one of sparsity, threshold, keep")
+        if self.threshold is not None and self.schedule != "one-shot":
+            raise ValueError("a threshold has no course in time: add schedule: one-shot")
+        if self.keep is not None and self.allocation != "global":
+            raise ValueError("keep counts over all layers: leave allocation at global")
         if self.schedule != "one-shot" and self.epochs == 0:
             raise ValueError(
                 f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
@@ -255,12 +259,15 @@ def from_yaml(text: str, where: str) -> Recipe:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
+        lines = _lines(node)
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply, or an alias of itself") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{where}{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
-    return _validate(data, _lines(node), where)
+    return _validate(data, lines, where)
 
 
 Path_ = tuple[str | int, ...]

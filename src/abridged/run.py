@@ -27,7 +27,7 @@ from abridged import recipe as recipes
 from abridged import report, sources
 from abridged.data import Data, check
 from abridged.delivery import deliver, positional
-from abridged.errors import GateError, InputError
+from abridged.errors import GateError, InputError, nearest
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
 from abridged.ledger import Check, Ledger, Row
@@ -38,9 +38,11 @@ from abridged.measurement.records import Deviation, Practice, Theory
 from abridged.measurement.theory import theory
 from abridged.progress import bar
 from abridged.pruning.masks import Masks
-from abridged.recipe import Budget, Recipe, Step, Training
+from abridged.pruning.prune import prune
+from abridged.recipe import Budget, Prune, Recipe, Step, Training
 from abridged.rundir import fingerprint, prepare
 from abridged.steps import RUNNERS, Outcome, Work, join, train
+from abridged.targets import TARGETS
 from abridged.targets.artifact import Artifact
 from abridged.weights import load_into, read, save
 
@@ -108,6 +110,8 @@ def compress(
         raise InputError(
             "compress runs in one process; under torchrun or accelerate use ab.prune, ab.fit and ab.distill"
         )
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
     torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
     module = sources.load_model(model, weights) if isinstance(model, str) else copy.deepcopy(model)
@@ -123,16 +127,29 @@ def compress(
         seed=seed,
         out=Path(out),
     )
+    _rehearse(plan, module)
     capture(module, plan.example)  # a model that cannot be exported is refused before anything is written
     asked = {
         "model": plan.model,
-        "data": held.name,
+        "data": [held.name, *(held.samples(split) for split in ("train", "val"))],
         "recipe": chosen.plain(),
         "seed": seed,
         "weights": fingerprint(module),
     }
     prepare(plan.out, asked, resume=resume, force=force)
     return _run(plan, module)
+
+
+def _rehearse(plan: Plan, module: nn.Module) -> None:
+    """Find now, on a copy, what would be refused after hours of training."""
+    for step in plan.recipe.compression:
+        if isinstance(step, Prune):
+            prune(copy.deepcopy(module), 0.5, include=step.include, exclude=step.exclude)
+        if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
+            raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    options = TARGETS[plan.target]().options
+    for name in plan.recipe.deploy.options.keys() - options.keys():
+        raise InputError(f"deploy: target '{plan.target}' has no option '{name}'{nearest(name, options)}")
 
 
 def _run(plan: Plan, module: nn.Module) -> Compressed:

@@ -36,18 +36,17 @@ def prepare(out: Path, asked: dict[str, Any], *, resume: bool, force: bool) -> N
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a directory")
     content = [item.name for item in out.iterdir()] if out.exists() else []
+    if content and ASKED not in content and not resume:
+        raise InputError(f"{out}: the directory is not empty and holds no run; choose another")
     if force:
         for name in set(content) & set(OURS):
             _remove(out / name)
     elif resume and content:
         _compare(out, asked)
     elif content:
-        mend = (
-            "--resume to continue, --force to replace it"
-            if ASKED in content
-            else "--force to write beside what is there"
+        raise InputError(
+            f"{out}: holds a run already; choose another, or give --resume to continue or --force to replace it"
         )
-        raise InputError(f"{out}: the directory is not empty; choose another, or give {mend}")
     for leftover in out.glob("steps/.*"):  # of a step that was killed while it was written
         _remove(leftover)
     write_atomic(out / ASKED, json.dumps(asked, indent=1).encode())

@@ -109,12 +109,15 @@ def _example(text: str) -> torch.Tensor:
 
     shape, _, dtype_name = text.partition(":")
     dtype = getattr(torch, dtype_name or "float32", None)
-    if not isinstance(dtype, torch.dtype) or not all(part.isdigit() for part in shape.split("x")):
+    if not isinstance(dtype, torch.dtype) or not all(part.isdigit() and int(part) for part in shape.split("x")):
         raise InputError(f"input '{text}': give sizes and perhaps a dtype, such as 1x3x224x224 or 1x128:int64")
     sizes = [int(part) for part in shape.split("x")]
-    if not dtype.is_floating_point:
-        return torch.zeros(sizes, dtype=dtype)
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+    try:
+        if not dtype.is_floating_point:
+            return torch.zeros(sizes, dtype=dtype)
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+    except RuntimeError:
+        raise InputError(f"input '{text}': too large for this machine's memory") from None
 
 
 def call(spec: str, noun: str) -> Any:

@@ -178,7 +178,12 @@ def mse(outputs: Any, target: Tensor) -> Tensor:
 
 
 def _accuracy(outputs: Any, target: Tensor) -> Tensor:
-    hits = (logits(outputs).argmax(1) == target).float()
+    chosen = logits(outputs).argmax(1)
+    if chosen.shape != target.shape:
+        raise InputError(
+            f"labels of shape {tuple(target.shape)}, but the model chooses {tuple(chosen.shape)}: give one class each"
+        )
+    hits = (chosen == target).double()
     return hits.flatten(1).mean(1) if hits.ndim > 1 else hits
 
 

@@ -25,6 +25,7 @@ from abridged.timing import Samples, time_interleaved
 
 FORMAT = 1
 MANIFEST = "abridged.json"
+MOST_THREADS = 512
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -204,8 +205,8 @@ def thread_count(threads: int | None) -> int:
     """`threads`, or by None the number of cores that this process may use. Raises `InputError` below 1."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < 1:
-        raise InputError(f"threads: expected at least 1, got {threads}")
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads: expected at least 1 and at most {MOST_THREADS}, got {threads}")
     return threads
 
 
