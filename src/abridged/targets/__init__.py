@@ -48,6 +48,14 @@ def openvino() -> Target:
     return TARGET
 
 
+@TARGETS.entry("native")
+def native() -> Target:
+    """C compiled for this machine: our own kernels, sparse ones among them."""
+    from abridged.targets.native import TARGET
+
+    return TARGET
+
+
 def build(
     graph: Graph,
     target: str = "onnxruntime",

@@ -1,0 +1,32 @@
+"""Which kernel runs a step: every family and tile that can, in the order that a cost model prefers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from abridged import kernels
+from abridged.compiler.plan import Choice, Plan, Step
+
+SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster way
+
+
+def select(plan: Plan) -> Plan:
+    """Give every step its choices, the preferred one first."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step)) for step in plan.steps))
+
+
+def choices(step: Step) -> tuple[Choice, ...]:
+    """All kernels that can run a step."""
+    call = step.choice.call
+    if not call.family:
+        return step.choices
+    able = [family for family in kernels.families().values() if family.op == call.family]
+    sparse = step.weight is not None and np.mean(step.weight == 0) >= SPARSE
+    able.sort(key=lambda family: (family.format == "dense") == sparse)
+    return tuple(
+        Choice(replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items()))
+        for family in able
+        for tile in (family.tiles or ({},))
+    )
