@@ -41,7 +41,9 @@ def fuse(graph: Graph, enabled: bool = True) -> list[Group]:
         if i in taken:
             continue
         chain = [node]
-        while enabled and (following := reader.get(chain[-1].outputs[0])) and _joins(graph, chain, following, position):
+        while enabled and (following := reader.get(chain[-1].outputs[0])):
+            if position[following.outputs[0]] in taken or not _joins(graph, chain, following):
+                break
             chain.append(following)
         last = position[chain[-1].outputs[0]]
         taken.update(position[member.outputs[0]] for member in chain)
@@ -49,7 +51,7 @@ def fuse(graph: Graph, enabled: bool = True) -> list[Group]:
     return [groups[i] for i in sorted(groups)]
 
 
-def _joins(graph: Graph, chain: list[Node], node: Node, position: dict[str, int]) -> bool:
+def _joins(graph: Graph, chain: list[Node], node: Node) -> bool:
     anchor, result = chain[0], chain[-1].outputs[0]
     if node.op not in EXPRESSIONS or graph.values[node.outputs[0]].shape != graph.values[result].shape:
         return False

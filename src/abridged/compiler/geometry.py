@@ -79,9 +79,7 @@ class Geometry:
             return
         self._add(y)
         window = Window(self.graph, node, y)
-        if window.strided and window.depthwise:
-            self._ask(x, f"{y}.x", window)
-        elif window.strided:
+        if window.strided:
             self._add(f"{y}.x", window.phase_sizes)
             self._union(f"{y}.x", y)
         else:
@@ -230,7 +228,6 @@ class Window:
         self.stride = numbers("stride", (1,) * rank)
         self.padding = numbers("padding", (0,) * rank)
         self.dilation = numbers("dilation", (1,) * rank)
-        self.depthwise = bool(weight) and weight[1] == 1 and node.attrs["groups"] == self.x_shape[1]
 
     @property
     def strided(self) -> bool:

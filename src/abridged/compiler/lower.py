@@ -217,9 +217,6 @@ def _conv(low: Lowering, group: Group) -> None:
         ]
         matvec(low, group, x, flat[:, :, centre[0]] if centre else flat[:, :, 0] * 0, bias)
         return
-    if window.strided and window.depthwise:
-        _strided_depthwise(low, group, window, x, flat, bias)
-        return
     target = low.place(y)
     if window.strided:
         source, offsets = split_phases(low, node, x, y, window, taps)
@@ -232,8 +229,7 @@ def _conv(low: Lowering, group: Group) -> None:
             )
             for tap in taps
         ]
-    family = "depthwise" if window.depthwise else "conv"
-    rows(low, group, family, source, target, 1, flat, bias, groups, offsets)
+    rows(low, group, source, target, 1, flat, bias, groups, offsets)
 
 
 def _linear_inputs(low: Lowering, node: Node) -> tuple[str, Weights, Weights]:
@@ -256,7 +252,7 @@ def _linear(low: Lowering, group: Group) -> None:
         return
     channel = len(low.shape(x)) - 1
     target, source = low.place(y), low.rows(node, x, f"{y}.x")
-    rows(low, group, "conv", source, target, channel, weight[:, :, None], bias, 1, [0])
+    rows(low, group, source, target, channel, weight[:, :, None], bias, 1, [0])
 
 
 def matvec(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights) -> None:
@@ -281,7 +277,6 @@ def matvec(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights) 
 def rows(
     low: Lowering,
     group: Group,
-    family: str,
     source: Layout,
     target: Layout,
     channel: int,
@@ -312,7 +307,7 @@ def rows(
         "CLEAR": row - rounded(mask.span) if target.zero else 0,
         **_epilogue(group),
     }
-    choice = Choice(Call(family, tuple(macros.items())))
+    choice = Choice(Call("conv", tuple(macros.items())))
     low.add(Step(node, (choice,), (source,), target, residual, weight, bias, mask if target.zero else None))
 
 
@@ -397,28 +392,7 @@ def _two_axes(
     return {name: n for names, numbers in pairs.items() for name, n in zip(names, numbers, strict=True)}
 
 
-def _strided_depthwise(
-    low: Lowering, group: Group, window: Window, x: str, weight: Weights, bias: Weights
-) -> None:
-    node, y = group.anchor, group.output
-    source, target = low.rows(node, x, f"{y}.x"), low.place(y)
-    residual = _like(low, node, group.operands[0], y, target, 1) if group.operands else None
-    channels = low.shape(x)[1]
-    macros = {
-        **_windowed(low, node, window, x, y, source, target),
-        **_epilogue(group),
-        "RROW": residual.strides[1] if residual else 0,
-        "O": weight.shape[0] // channels,
-        "C": 1,
-        "G": channels,
-        "T": weight.shape[2],
-    }
-    choice = Choice(Call("depthwise_strided", tuple(macros.items())))
-    mask = mask_of(low.shape(y), 1, target) if target.zero else None
-    low.add(Step(node, (choice,), (source,), target, residual, weight, bias, mask))
-
-
-def _windowed(
+def macros_of_window(
     low: Lowering, node: Node, window: Window, x: str, y: str, source: Layout, target: Layout
 ) -> Macros:
     mask = mask_of(low.shape(y), 1, target)

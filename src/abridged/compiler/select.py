@@ -17,12 +17,18 @@ def select(plan: Plan) -> Plan:
     return replace(plan, steps=tuple(replace(step, choices=choices(step)) for step in plan.steps))
 
 
+def _can(family: kernels.Family, step: Step) -> bool:
+    """A depthwise kernel has one input channel per group; dense kernels of that shape are no use."""
+    depthwise = step.weight is not None and step.weight.shape[1] == 1 and step.choice.call.family == "conv"
+    return (family.name == "depthwise") == depthwise
+
+
 def choices(step: Step) -> tuple[Choice, ...]:
     """All kernels that can run a step."""
     call = step.choice.call
     if not call.family:
         return step.choices
-    able = [family for family in kernels.families().values() if family.op == call.family]
+    able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
     sparse = step.weight is not None and np.mean(step.weight == 0) >= SPARSE
     able.sort(key=lambda family: (family.format == "dense") == sparse)
     return tuple(
