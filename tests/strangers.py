@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NET = '''\
+NET = """\
 import torch
 from torch import nn
 
@@ -24,11 +24,11 @@ class Net(nn.Module):
 
 
 def bent():
-    class Bent(nn.Module):
+    class Bent(Net):
         def forward(self, x):
             if x.sum() > 0:  # depends on the data
-                return x
-            return -x
+                return super().forward(x)
+            return super().forward(-x)
 
     return Bent()
 
@@ -45,7 +45,7 @@ def small():
 
 def number():
     return 3
-'''
+"""
 
 DATA = '''\
 import torch
@@ -94,7 +94,7 @@ def number():
 QUICK = """\
 name: quick
 steps:
-  - train: {epochs: 2, lr: 0.01}
+  - train: {epochs: 5, lr: 0.01, batch_size: 16}
   - prune: {sparsity: 0.5, epochs: 2, lr: 0.005}
   - distill: {epochs: 1, lr: 0.002}
 """

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from abridged.graph.capture import capture
 from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
+from abridged.graph.capture import capture
 from abridged.graph.graph import Graph
 from abridged.targets import TARGETS, build, load
 from abridged.targets.artifact import MANIFEST, Artifact, thread_count

@@ -46,9 +46,14 @@ def test_a_directory_appears_when_it_is_complete(tmp_path):
 def test_a_failed_directory_leaves_the_old_one(tmp_path):
     with directory_atomic(tmp_path / "run") as fresh:
         (fresh / "a").write_text("1")
-    with pytest.raises(RuntimeError), directory_atomic(tmp_path / "run") as fresh:
-        (fresh / "b").write_text("22")
-        raise RuntimeError
+
+    def fail():
+        with directory_atomic(tmp_path / "run") as fresh:
+            (fresh / "b").write_text("22")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert tree_bytes(tmp_path) == {"run/a": 1}
 
 

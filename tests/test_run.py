@@ -47,7 +47,7 @@ def cli(home, *arguments, check=True):
 
 
 def test_a_strangers_model_and_data_compress_with_one_command(done):
-    home, run = done
+    _home, run = done
     ledger = Ledger.load(run / "ledger.json")
     assert [row.name for row in ledger.rows] == ["0-dense", "1-prune", "2-distill", "control"]
     assert ledger.final.theory.sparsity > 0.4
@@ -112,12 +112,27 @@ def test_two_runs_agree(done):
 def test_a_run_killed_at_any_moment_continues_to_the_same_result(done, attempt):
     home, run = done
     out = f"killed-{attempt}"
-    command = [sys.executable, "-m", "abridged", "compress", MODEL, "--data", DATA, "--recipe", "quick.yaml", "--out", out, "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "abridged",
+        "compress",
+        MODEL,
+        "--data",
+        DATA,
+        "--recipe",
+        "quick.yaml",
+        "--out",
+        out,
+        "--resume",
+    ]
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     print("seed", seed)
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=home, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=home, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+        )
         deadline = time.monotonic() + 60
         while not (home / out / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)

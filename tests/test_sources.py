@@ -109,7 +109,6 @@ def test_models_of_timm(torchvision_models):
 
 
 def test_a_line_of_ours_is_not_the_users():
-    try:
+    with pytest.raises(InputError) as caught:
         call("nothing", "model")
-    except InputError as error:
-        assert users_line(error).startswith(" (test_sources.py:")
+    assert users_line(caught.value).startswith(" (test_sources.py:")

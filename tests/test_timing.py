@@ -77,6 +77,15 @@ def test_the_budget_sets_the_number_of_runs(clock: Clock) -> None:
     assert time_interleaved(calls, seconds=1e9, min_runs=5, max_runs=7)["b"].runs == 7
 
 
+def test_a_turn_pauses_wakes_and_repeats(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "sleep", lambda seconds: clock.log.append(f"sleep {seconds}"))
+    calls = {"a": clock.call("a", 1), "b": clock.call("b", 2)}
+    found = time_interleaved(calls, seconds=0, min_runs=5, warmup=0, repeat=3, pause=0.01)
+    assert found["a"].ms == (1,) * 6, "rounded up to whole turns"
+    turn = {name: ["sleep 0.01", *[name] * 4] for name in "ab"}
+    assert clock.log == [*turn["a"], *turn["b"], *turn["b"], *turn["a"]]
+
+
 def test_progress_is_told_from_nothing_to_nearly_all(clock: Clock) -> None:
     told: list[float] = []
     time_interleaved({"a": clock.call("a", 10)}, seconds=1.0, min_runs=10, progress=told.append)
@@ -90,6 +99,8 @@ def test_nothing_to_time_and_bad_counts() -> None:
     assert time_interleaved({}) == {}
     with pytest.raises(ValueError, match="min_runs"):
         time_interleaved({"a": lambda: None}, min_runs=0)
+    with pytest.raises(ValueError, match="repeat"):
+        time_interleaved({"a": lambda: None}, repeat=0)
     with pytest.raises(ValueError, match="max_runs"):
         time_interleaved({"a": lambda: None}, min_runs=5, max_runs=4)
 

@@ -8,8 +8,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abridged.run import Compressed as Compressed
-    from abridged.run import compress as compress
     from abridged.data import Data as Data
     from abridged.data import evaluate as evaluate
     from abridged.delivery import deploy as deploy
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from abridged.pruning.prune import prune as prune
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
+    from abridged.run import Compressed as Compressed
+    from abridged.run import compress as compress
     from abridged.training import fit as fit
     from abridged.weights import load_into as load_into
     from abridged.weights import save as save

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abridged.files import directory_atomic
 from abridged.graph.capture import capture
 from abridged.measurement import gate
+from abridged.measurement.accuracy import batch_of
 from abridged.measurement.records import Deviation
 from abridged.targets import build, load
 from abridged.targets.artifact import Artifact
@@ -48,3 +48,43 @@ def deploy(
     torch.Size([1, 3])
     """
     return deliver(model, example, target, out, threads=threads, force=force, **options)[0]
+
+
+def deliver(
+    model: Any,
+    example: torch.Tensor | tuple[Any, ...] | None,
+    target: str,
+    out: str | Path | None,
+    *,
+    data: Data | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    **options: Any,
+) -> tuple[Artifact, Deviation]:
+    """`deploy`, and by how much the artifact deviates from PyTorch on the example and on some of the data's inputs."""
+    graph = capture(model, example)
+    found: list[Deviation] = []
+
+    def check(artifact: Artifact) -> None:
+        found.append(gate.require(artifact, model, graph, reference_inputs(artifact, example, data)))
+
+    artifact = build(graph, target, out, force=force, threads=threads, check=check, **options)
+    return artifact, found[0]
+
+
+def reference_inputs(artifact: Artifact, example: Any, data: Data | None, batches: int = 3) -> list[tuple[Any, ...]]:
+    """What the export gate runs: the example, and the first batches of val of the artifact's own batch size."""
+    inputs = [positional(artifact.random_inputs() if example is None else example)]
+    if data is not None:
+        inputs += [positional(batch.x) for batch in islice(data.batches("val", batch_of(artifact)), batches)]
+    shapes = [port.shape for port in artifact.signature.inputs]
+    return [
+        given
+        for given in inputs
+        if [tuple(leaf.shape) for leaf in given if hasattr(leaf, "shape")] == shapes or given is inputs[0]
+    ]
+
+
+def positional(inputs: Any) -> tuple[Any, ...]:
+    """Inputs as the tuple of a model's positional arguments."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)

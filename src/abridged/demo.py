@@ -21,4 +21,5 @@ class DigitsNet(nn.Module):
         x = torch.relu(self.norm1(self.conv1(x)))
         x = nn.functional.max_pool2d(torch.relu(self.norm2(self.conv2(x))), 2)
         x = nn.functional.max_pool2d(torch.relu(self.norm3(self.conv3(x))), 2)
-        return self.linear(x.flatten(1))
+        scores: Tensor = self.linear(x.flatten(1))
+        return scores

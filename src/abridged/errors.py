@@ -35,5 +35,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; known: a, b'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1) or [known for known in names if name and known.startswith(name)]
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"

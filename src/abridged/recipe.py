@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from importlib import resources
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,7 +46,7 @@ STEPS: Table[type[Step]] = Table("step")
 class Training(Step):
     """Options of every step that trains."""
 
-    epochs: Annotated[int, Field(ge=0)] = 10
+    epochs: Annotated[int, Field(ge=1)] = 10
     lr: Positive = 1e-3
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -82,6 +82,7 @@ class Prune(Teaching):
     """Set weights to zero: exactly one of sparsity, threshold, keep. With a schedule, while training `epochs` epochs."""
 
     kind = "prune"
+    epochs: Annotated[int, Field(ge=0)] = 10
     sparsity: Fraction | None = None
     threshold: Positive | None = None
     keep: Annotated[int, Field(ge=0)] | None = None
@@ -98,7 +99,9 @@ class Prune(Teaching):
         if sum(amount is not None for amount in (self.sparsity, self.threshold, self.keep)) != 1:
             raise ValueError("give exactly one of sparsity, threshold, keep")
         if self.schedule != "one-shot" and self.epochs == 0:
-            raise ValueError(f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot")
+            raise ValueError(
+                f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
+            )
         return self
 
     @property
@@ -199,7 +202,9 @@ class Recipe(BaseModel):
         control: bool | None = None,
     ) -> Recipe:
         """The recipe with what the caller said in its place; None leaves it as it is."""
-        deploy = self.deploy.model_dump() | {k: v for k, v in (("target", target), ("threads", threads)) if v is not None}
+        deploy = self.deploy.model_dump() | {
+            k: v for k, v in (("target", target), ("threads", threads)) if v is not None
+        }
         plain = self.plain()
         plain["steps"] = [step for step in plain["steps"] if "deploy" not in step] + [{"deploy": deploy}]
         if budget is not None:
@@ -283,13 +288,18 @@ def _validate(data: Any, lines: dict[Path_, int], where: str) -> Recipe:
         return InputError(f"{where}{line}: {message}")
 
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list) or not data["steps"]:
-        raise fail((), "a recipe is a mapping with a list `steps:`, such as\nsteps:\n  - prune: {sparsity: 0.9}".split("\n")[0]
-                   + " `- prune: {sparsity: 0.9}`")
+        raise fail(
+            (),
+            ["a recipe is a mapping with a list `steps:`, such as", "steps:", "  - prune: {sparsity: 0.9}"][0]
+            + " `- prune: {sparsity: 0.9}`",
+        )
     steps = []
     for index, item in enumerate(data["steps"]):
         item = {item: {}} if isinstance(item, str) else item
         if not isinstance(item, dict) or len(item) != 1:
-            raise fail(("steps", index), f"step {index + 1} must be one `name: {{options}}`, with a name of {', '.join(STEPS)}")
+            raise fail(
+                ("steps", index), f"step {index + 1} must be one `name: {{options}}`, with a name of {', '.join(STEPS)}"
+            )
         ((kind, options),) = item.items()
         if kind not in STEPS:
             raise fail(("steps", index, kind), f"unknown step '{kind}'{nearest(str(kind), STEPS)}")

@@ -1,16 +1,17 @@
 """Recipe → steps → ledger. Every step ends in a directory that is whole or absent, so a killed run continues where it was.
 
-    OUT/run.json              what was asked; --resume continues only the same
-    OUT/steps/NN-kind/        model.safetensors, masks.safetensors (if any), row.json: written as one
-    OUT/work/                 training checkpoints and the artifacts that are only measured; gone at the end
-    OUT/artifact/             the compressed network for its target
-    OUT/model.safetensors     its weights, packed, for ab.load_into
-    OUT/recipe.yaml  ledger.json  report.html  report.md
+OUT/run.json              what was asked; --resume continues only the same
+OUT/steps/NN-kind/        model.safetensors, masks.safetensors (if any), row.json: written as one
+OUT/work/                 training checkpoints and the artifacts that are only measured; gone at the end
+OUT/artifact/             the compressed network for its target
+OUT/model.safetensors     its weights, packed, for ab.load_into
+OUT/recipe.yaml  ledger.json  report.html  report.md
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from abridged import recipe as recipes
 from abridged import report, sources
 from abridged.data import Data, check
 from abridged.delivery import deliver, positional
-from abridged.errors import GateError
+from abridged.errors import GateError, InputError
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
 from abridged.ledger import Check, Ledger, Row
@@ -103,6 +104,8 @@ def compress(
 
     Raises `InputError` for input that cannot be used, before anything is written, and `GateError` when the artifact
     does not compute what the model does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("compress runs in one process; under torchrun or accelerate use ab.prune, ab.fit and ab.distill")
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
     torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
     module = sources.load_model(model, weights) if isinstance(model, str) else copy.deepcopy(model)
@@ -174,7 +177,9 @@ def _stages(plan: Plan) -> list[Stage]:
         def equally_long(work: Work, checkpoint: Path) -> Outcome:
             return join([train(work, step, checkpoint / str(index)) for index, step in enumerate(training)])
 
-        stages.append(("control", "control", f"The dense model trained equally long ({epochs} epochs)", {}, equally_long))
+        stages.append(
+            ("control", "control", f"The dense model trained equally long ({epochs} epochs)", {}, equally_long)
+        )
     return stages
 
 
@@ -299,13 +304,13 @@ def warnings(notes: tuple[str, ...], ledger: Ledger) -> tuple[str, ...]:
     """What a reader must know before trusting a number."""
     found = list(notes)
     noisy = [
-        f"{row.title} ({100 * practice.latency.spread:.0f} %)"
+        f"{row.name} on {practice.target} ({100 * practice.latency.spread:.0f} %)"
         for row in ledger.rows
         for practice in row.practice
         if practice.latency and practice.latency.spread > 0.2
     ]
     if noisy:
-        found.append(f"The machine was noisy: the latency's spread is above 20 % for {', '.join(noisy)}.")
+        found.append(f"The machine was noisy: the spread of the latency is above 20 % for {', '.join(noisy)}.")
     return tuple(found)
 
 

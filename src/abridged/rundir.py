@@ -14,7 +14,17 @@ from abridged.errors import InputError
 from abridged.files import write_atomic
 
 ASKED = "run.json"
-OURS = (ASKED, "steps", "work", "artifact", "model.safetensors", "recipe.yaml", "ledger.json", "report.html", "report.md")
+OURS = (
+    ASKED,
+    "steps",
+    "work",
+    "artifact",
+    "model.safetensors",
+    "recipe.yaml",
+    "ledger.json",
+    "report.html",
+    "report.md",
+)
 
 
 def prepare(out: Path, asked: dict[str, Any], *, resume: bool, force: bool) -> None:
@@ -32,7 +42,11 @@ def prepare(out: Path, asked: dict[str, Any], *, resume: bool, force: bool) -> N
     elif resume and content:
         _compare(out, asked)
     elif content:
-        mend = "--resume to continue, --force to replace it" if ASKED in content else "--force to write beside what is there"
+        mend = (
+            "--resume to continue, --force to replace it"
+            if ASKED in content
+            else "--force to write beside what is there"
+        )
         raise InputError(f"{out}: the directory is not empty; choose another, or give {mend}")
     for leftover in out.glob("steps/.*"):  # of a step that was killed while it was written
         _remove(leftover)
@@ -68,5 +82,5 @@ def fingerprint(module: nn.Module) -> str:
         if isinstance(tensor, torch.Tensor):
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(flat.view(torch.uint8).numpy())
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -34,7 +34,9 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
     if scheme in _ZOOS and name:
         model = _ZOOS[scheme](name)
     elif spec.endswith(".pt2"):
-        raise InputError(f"model '{spec}': an exported program cannot be trained; deploy and measure take it, compress does not")
+        raise InputError(
+            f"model '{spec}': an exported program cannot be trained; deploy and measure take it, compress does not"
+        )
     else:
         model = call(spec, "model")
     if not isinstance(model, nn.Module):
@@ -71,7 +73,9 @@ def load_for_deploy(
         from abridged.graph.capture import load_program
 
         if weights or shapes or data:
-            raise InputError(f"model '{spec}': an exported program brings its own weights and input shapes; leave the options out")
+            raise InputError(
+                f"model '{spec}': an exported program brings its own weights and input shapes; leave the options out"
+            )
         return load_program(spec), None
     model = load_model(spec, weights)
     if shapes:
@@ -80,7 +84,9 @@ def load_for_deploy(
         return model, load_data(data).example_input()
     size = _published_size(spec, model)
     if size is None:
-        raise InputError(f"model '{spec}': say what goes in: --input 1x3x32x32 (repeat it for several inputs), or --data DATA")
+        raise InputError(
+            f"model '{spec}': say what goes in: --input 1x3x32x32 (repeat it for several inputs), or --data DATA"
+        )
     return model, (_example("x".join(map(str, (1, *size)))),)
 
 
@@ -135,7 +141,7 @@ def call(spec: str, noun: str) -> Any:
             hint = hint if "did you mean" in hint else ""
             raise InputError(f"{noun} '{spec}': '{module_name}' has no '{part}'{hint}")
         target = getattr(target, part)
-    if not callable(target) or (not isinstance(target, type) and _is_module(target)):
+    if not callable(target) or _is_module(target):
         return target
     with _users_code(f"{noun} '{spec}'"):
         return target()
@@ -190,7 +196,7 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -203,7 +209,9 @@ def import_torchvision() -> ModuleType:
 def _torchvision(name: str) -> nn.Module:
     models = import_torchvision()
     if name not in models.list_models(module=models):
-        raise InputError(f"torchvision has no classification model '{name}'{nearest(name, models.list_models(module=models))}")
+        raise InputError(
+            f"torchvision has no classification model '{name}'{nearest(name, models.list_models(module=models))}"
+        )
     auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return models.get_model(name, weights=None, **auxiliary)  # type: ignore[no-any-return]
 

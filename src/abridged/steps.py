@@ -18,7 +18,7 @@ from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
 from abridged.recipe import Prune, Teaching, Training
 from abridged.tables import Table
-from abridged.training import History, fit
+from abridged.training import constant, cosine, fit
 
 
 @dataclass
@@ -50,7 +50,7 @@ def train(work: Work, options: Training, checkpoint: Path) -> Outcome:
     common: dict[str, Any] = {
         "epochs": options.epochs,
         "optimizer": partial(_optimizer, options),
-        "scheduler": partial(_scheduler, options),
+        "scheduler": cosine if options.lr_schedule == "cosine" else constant,
         "masks": work.masks,
         "clip": options.clip,
         "precision": options.precision,

@@ -2,7 +2,10 @@
 
 Calls that are compared are run in turn (A B C, then C A B …), so that a drift of the machine (clock speed, heat, other
 work) falls on all of them alike; the order rotates, and every other cycle runs backwards, so that none always follows
-the same neighbour. Of the times of one call we report
+the same neighbour. Runtimes with thread pools of their own disturb each other: for some milliseconds after a call its
+threads wait in a loop that keeps a core busy. So each turn may begin with a pause in which they fall asleep, and one run
+that is thrown away, which wakes the threads and fills the caches of the one whose turn it is. Of the times of one call
+we report
 
 * `median`, the 50th percentile, which a few disturbed runs do not move;
 * `p95`, the 95th percentile, what a slow call takes;
@@ -19,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 
 
 @dataclass(frozen=True)
@@ -72,39 +75,54 @@ def time_interleaved(
     min_runs: int = 20,
     max_runs: int = 10_000,
     warmup: int = 3,
+    repeat: int = 1,
+    pause: float = 0.0,
     progress: Callable[[float], object] | None = None,
 ) -> dict[str, Samples]:
     """Time every call equally often, in turn, and give each one's milliseconds.
 
-    After `warmup` runs of each that are thrown away, rounds of one run each go on until `seconds` have passed in
-    all, but at least `min_runs` and at most `max_runs` rounds. Garbage is collected before and not during the
-    rounds. `progress` is told the fraction done, between rounds and outside the times. What a call raises, it raises.
+    After `warmup` runs of each that are thrown away, rounds go on until `seconds` have passed in all, but at least until
+    each has `min_runs` and at most until it has `max_runs`. In a round each has one turn of `repeat` runs, which with a
+    `pause` (in seconds) begins with the pause and one run that is thrown away. Garbage is collected before and not
+    during the rounds. `progress` is told the fraction done, between rounds and outside the times. What a call raises,
+    it raises.
 
     >>> both = time_interleaved({"a": lambda: 1, "b": lambda: 2}, seconds=0, min_runs=5)
     >>> {name: samples.runs for name, samples in both.items()}
     {'a': 5, 'b': 5}
     """
-    if not 1 <= min_runs <= max_runs:
-        raise ValueError(f"expected 1 <= min_runs <= max_runs, got {min_runs} and {max_runs}")
+    if not 1 <= min_runs <= max_runs or repeat < 1:
+        raise ValueError(f"expected 1 <= min_runs <= max_runs and 1 <= repeat, got {min_runs}, {max_runs}, {repeat}")
     for _ in range(warmup):
         for call in calls.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
+    least, most = math.ceil(min_runs / repeat), math.ceil(max_runs / repeat)
     budget = seconds * 1e9
     with _no_collection():
         start = perf_counter_ns()
-        for done in range(max_runs if calls else 0):
+        for done in range(most if calls else 0):
             elapsed = perf_counter_ns() - start
-            if done >= min_runs and elapsed >= budget:
+            if done >= least and elapsed >= budget:
                 break
             if progress is not None:
-                progress(min(done / min_runs, elapsed / budget if budget else 1.0))
+                progress(min(done / least, elapsed / budget if budget else 1.0))
             for name in round_order(tuple(calls), done):
-                call = calls[name]
-                before = perf_counter_ns()
-                call()
-                times[name].append((perf_counter_ns() - before) / 1e6)
+                times[name] += _turn(calls[name], repeat, pause)
     return {name: Samples(tuple(ms)) for name, ms in times.items()}
+
+
+def _turn(call: Callable[[], object], repeat: int, pause: float) -> list[float]:
+    """The milliseconds of `repeat` runs in a row; with a `pause` before them, also of one run that does not count."""
+    if pause:
+        sleep(pause)
+        call()
+    times = []
+    for _ in range(repeat):
+        before = perf_counter_ns()
+        call()
+        times.append((perf_counter_ns() - before) / 1e6)
+    return times
 
 
 def round_order(names: Sequence[str], index: int) -> list[str]:

@@ -345,7 +345,9 @@ def _described(note: Any) -> dict[str, dict[str, Any]]:
 
 
 def _is_shape(shape: object) -> bool:
-    return isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**48 for size in shape)
+    """Whether torch can make a tensor of this shape: its strides must fit 64 bits even where it is empty."""
+    sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    return sizes and math.prod(max(size, 1) for size in shape) < 2**60  # type: ignore[attr-defined]
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,9 @@ def normal(split: Split, name: str) -> Split:
         raise InputError(
             f"{name}: {type(split).__name__} is no split: give (X, y) tensors, a Dataset, or a DataLoader of (x, y) batches"
         )
-    if iter(split) is split:
+    if (
+        not isinstance(split, DataLoader) and iter(split) is split
+    ):  # a DataLoader's iter starts workers and draws a seed
         raise InputError(f"{name}: an iterator can be used only once: give a list, a DataLoader or (X, y) tensors")
     return split
 
@@ -195,7 +198,11 @@ class Batches:
         starts = list(range(0, count, self.batch_size))
         if len(starts) > 1 and count - starts[-1] < min(least, self.batch_size):
             starts.pop()
-        return list(zip(starts, [*starts[1:], count], strict=True))
+        chunks = list(pairwise([*starts, count]))
+        smallest = min((stop - start for start, stop in chunks), default=0)
+        if self.shuffle and smallest < self.shard[1]:
+            raise _too_small(self.name, smallest, self.shard[1])
+        return chunks
 
     def _raw(self) -> Iterator[Batch]:
         count = self._count
@@ -229,7 +236,13 @@ class Batches:
             elif batch.size >= processes or (not self.shuffle and rank < batch.size):
                 yield batch.rows(slice(rank, None, processes))
             elif self.shuffle:
-                raise InputError(f"{self.name}: a batch of {batch.size} cannot be divided among {processes} processes")
+                raise _too_small(self.name, batch.size, processes)
+
+
+def _too_small(name: str, size: int, processes: int) -> InputError:
+    if not size:
+        return InputError(f"{name}: the split is empty")
+    return InputError(f"{name}: a batch of {size} cannot be divided among {processes} processes")
 
 
 def as_batch(item: Any, name: str) -> Batch:

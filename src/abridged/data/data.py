@@ -178,18 +178,18 @@ def mse(outputs: Any, target: Tensor) -> Tensor:
 
 
 def _accuracy(outputs: Any, target: Tensor) -> Tensor:
-    hits = (logits(outputs).argmax(1) == target).double()
+    hits = (logits(outputs).argmax(1) == target).float()
     return hits.flatten(1).mean(1) if hits.ndim > 1 else hits
 
 
 def _top5(outputs: Any, target: Tensor) -> Tensor:
     scores = logits(outputs)
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    return (best == target[:, None]).any(1).double()
+    return (best == target[:, None]).any(1).float()
 
 
 def _squared_error(outputs: Any, target: Tensor) -> Tensor:
-    return (logits(outputs) - target).double().square().flatten(1).mean(1)
+    return (logits(outputs) - target).square().flatten(1).mean(1)
 
 
 METRICS.entry("accuracy")(Metric("accuracy", _accuracy))

@@ -86,12 +86,13 @@ def cifar10(directory: Path | None = None) -> Data:
     folder = _holding(
         home, "data_batch_1.bin", ("cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"), "cifar10", mend
     )
-    train = [_cifar_batch(folder / f"data_batch_{i}.bin", mend) for i in range(1, 6)]
-    x, y = torch.cat([part[0] for part in train]), torch.cat([part[1] for part in train])
+    parts = [_cifar_batch(folder / f"data_batch_{i}.bin", mend) for i in range(1, 6)]
+    x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
     test = _cifar_batch(folder / "test_batch.bin", mend)
+    train, val = _set_aside(x, y)
     return Data(
-        (x[:-VAL], y[:-VAL]),
-        (x[-VAL:], y[-VAL:]),
+        train,
+        val,
         test,
         name="cifar10",
         classes=CIFAR10_CLASSES,
@@ -140,16 +141,21 @@ def _idx(
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
             raise InputError(f"{folder}: images and labels of shapes {shapes} do not belong together: {mend}")
-    x, x_test = x[:, None], x_test[:, None]  # (N, 1, 28, 28)
-    val = min(VAL, len(x) // 2)
+    train, val = _set_aside(x[:, None], y.long())  # (N, 1, 28, 28)
     return Data(
-        (x[:-val], y[:-val].long()),
-        (x[-val:], y[-val:].long()),
-        (x_test, y_test.long()),
+        train,
+        val,
+        (x_test[:, None], y_test.long()),
         name=name,
         classes=classes,
         transform=Normalize(mean, std),
     )
+
+
+def _set_aside(x: Tensor, y: Tensor) -> tuple[Batch, Batch]:
+    """Train and val: the last samples of the published training set, at most half of it."""
+    val = min(VAL, len(x) // 2)
+    return Batch(x[:-val], y[:-val]), Batch(x[-val:], y[-val:])
 
 
 def read_idx(path: Path, mend: str = "download it again") -> Tensor:

@@ -34,6 +34,7 @@ class Builder:
         self.values: dict[str, Value] = {}
         self.constants: dict[str, Constant] = {}
         self.inputs: list[str] = []
+        self.called: dict[str, str] = {}  # the module's own names of its constants
         self.path = ""  # where the nodes to come belong
         self.source = ""
 
@@ -43,10 +44,14 @@ class Builder:
         self.inputs.append(name)
         return self._value(name, tuple(shape), dtype)
 
-    def constant(self, tensor: Tensor, keys: tuple[str, ...] = (), number: Number | None = None) -> Value:
-        """A known tensor, never copied."""
+    def constant(
+        self, tensor: Tensor, keys: tuple[str, ...] = (), number: Number | None = None, name: str = ""
+    ) -> Value:
+        """A known tensor, never copied; `name` is the module's for one that has no key (a buffer that is not saved)."""
         value = self._value(f"%{len(self.values)}", tuple(tensor.shape), tensor.dtype)
         self.constants[value.name] = Constant(tensor, keys, number)
+        if keys or name:
+            self.called[value.name] = keys[0] if keys else name
         return value
 
     def literal(self, number: Number, dtype: torch.dtype) -> Value:
@@ -55,9 +60,12 @@ class Builder:
         return self.constant(tensor, number=number if dtype.is_floating_point else tensor.item())
 
     def many(self, op: str, *inputs: Value | None, outputs: int, **attrs: Attr) -> tuple[Value, ...]:
-        """Add a node with several outputs."""
+        """Add a node with several outputs; of literals alone, the results are literals."""
         names = tuple(f"%{len(self.values) + i}" for i in range(outputs))
         node = Node(op, tuple(None if x is None else x.name for x in inputs), names, attrs, self.path, self.source)
+        if inputs and all(name is None or self._is_literal(name) for name in node.inputs):
+            known = (None if name is None else self.constants[name].tensor for name in node.inputs)
+            return tuple(self.constant(tensor) for tensor in apply(node, tuple(known)))
         values = infer(node, self.values)
         self.values.update((value.name, value) for value in values)
         self.nodes.append(node)
@@ -65,6 +73,10 @@ class Builder:
 
     def __call__(self, op: str, *inputs: Value | None, **attrs: Attr) -> Value:
         return self.many(op, *inputs, outputs=1, **attrs)[0]
+
+    def _is_literal(self, name: str) -> bool:
+        """A tensor that the module does not hold; a lone number stays what it is, exact."""
+        return name in self.constants and name not in self.called and self.constants[name].number is None
 
     def _value(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Value:
         self.values[name] = Value(name, shape, dtype)
@@ -79,11 +91,9 @@ class Builder:
         if x.dtype == dtype:
             return x
         constant = self.constants.get(x.name)
-        if constant is None or constant.keys:
-            return self("cast", x, dtype=dtype)
-        if constant.number is not None:
+        if constant is not None and constant.number is not None:
             return self.literal(constant.number, dtype)
-        return self.constant(constant.tensor.to(dtype))
+        return self("cast", x, dtype=dtype)
 
     def floating(self, x: Operand) -> Value:
         """x as PyTorch sees it where an integer becomes a float."""
@@ -133,7 +143,7 @@ class Builder:
         nodes = _live(self.nodes, [value.name for value in outputs])
         used = {name for node in nodes for name in node.inputs} | {value.name for value in outputs}
         constants = {name: constant for name, constant in self.constants.items() if name in used}
-        names = _names(self.inputs, constants, nodes)
+        names = _names(self.inputs, {old: self.called.get(old, "") for old in constants}, nodes)
         return verify(
             Graph(
                 nodes=tuple(
@@ -165,8 +175,8 @@ def _live(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
     return live[::-1]
 
 
-def _names(inputs: Sequence[str], constants: Mapping[str, Constant], nodes: Sequence[Node]) -> dict[str, str]:
-    """A readable, unique and legal name for every temporary one: inputs by the user's names, weights by their keys, a node by
+def _names(inputs: Sequence[str], constants: Mapping[str, str], nodes: Sequence[Node]) -> dict[str, str]:
+    """A readable, unique and legal name for every temporary one: inputs by the user's names, weights by the module's, a node by
     its module path if it is the module's only kind of op, else by path and op, a literal by the node that reads it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
@@ -180,9 +190,9 @@ def _names(inputs: Sequence[str], constants: Mapping[str, Constant], nodes: Sequ
 
     for old in inputs:
         name(old, old)
-    for old, constant in constants.items():
-        if constant.keys:
-            name(old, constant.keys[0])
+    for old, called in constants.items():
+        if called:
+            name(old, called)
     kinds: defaultdict[str, set[str]] = defaultdict(set)
     for node in nodes:
         kinds[node.path].add(node.op)

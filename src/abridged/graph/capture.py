@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from abridged.errors import InputError, UnsupportedError, nearest
 from abridged.graph.archive import data_alone
 from abridged.graph.aten import ATEN, Lowering
+from abridged.graph.aten.places import WRITE_BACK
 from abridged.graph.aten.table import arguments, rule_of
 from abridged.graph.graph import Graph, Structure, Value
 from abridged.graph.source import blame, line_of
@@ -118,7 +121,7 @@ def _first_line(error: BaseException) -> str:
 def _quietly() -> Iterator[None]:
     """No logs and warnings of torch about its own insides, and no fused kernels in place of the modules' own forward."""
     fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints the whole program when it gives up
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -132,16 +135,18 @@ def _quietly() -> Iterator[None]:
 def _rewritten(program: ExportedProgram) -> ExportedProgram:
     """The same without changes in place, and with PyTorch's own definition of every op that we have no rule for."""
     definitions = torch.export.default_decompositions()
-    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
-    targets = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
-    with _quietly():
-        while True:
-            unknown = {op for op in targets if rule_of(op) is None and op in definitions}
-            program = program.run_decompositions({op: definitions[op] for op in unknown})
-            found = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
-            if found <= targets:
-                return program
-            targets |= found
+    replaced: set[OpOverload] = set()
+    while True:
+        graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule)]
+        ops = {node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)}
+        unknown = {op for op in ops if rule_of(op) is None and op in definitions}
+        if replaced and unknown <= replaced:
+            return program
+        replaced |= unknown
+        with _quietly():
+            program = program.run_decompositions({op: definitions[op] for op in replaced})
+        if not unknown:
+            return program
 
 
 # ---- reading a program -----------------------------------------------------------------------------------------------
@@ -159,6 +164,10 @@ class _Reading:
         self.roots: dict[fx.Node, fx.Node] = {}  # whose memory a result may share
         self.literals: dict[tuple[fx.Node, int], Value] = {}
         self.weights: dict[object, Value] = {}
+        self.keys: defaultdict[object, list[str]] = defaultdict(list)  # of the same tensor
+        for key, tensor in program.state_dict.items():
+            if isinstance(tensor, Tensor):
+                self.keys[_identity(tensor)].append(key)
 
     def graph(self) -> Graph:
         if mutated := [spec.target for spec in self.program.graph_signature.output_specs if spec.kind in MUTATIONS]:
@@ -202,8 +211,7 @@ class _Reading:
         tensor = state[key] if key in state else self.program.constants[key]
         same = _identity(tensor)
         if same not in self.weights:
-            keys = tuple(k for k, t in state.items() if isinstance(t, Tensor) and _identity(t) == same)
-            self.weights[same] = self.build.constant(tensor, keys)
+            self.weights[same] = self.build.constant(tensor, tuple(self.keys[same]), name=key)
         return self.weights[same]
 
     def _structure(self, spec: pytree.TreeSpec, leaves: Sequence[Any], which: str) -> tuple[list[Value], Structure]:
@@ -266,6 +274,8 @@ class _Reading:
         return self._value(content, (node, content._version)) if isinstance(content, Tensor) else content
 
     def _getitem(self, node: fx.Node) -> None:
+        if not node.users:  # statistics that nobody reads
+            return
         items, index = self.known[node.args[0]], node.args[1]  # type: ignore[index]
         if index >= len(items):  # type: ignore[operator]
             raise self.build.refuse(f"result {index} of {node.args[0]} is not in the op set")
@@ -286,21 +296,22 @@ class _Reading:
     def _call(self, node: fx.Node, op: OpOverload, position: int) -> None:
         args = arguments(op, node.args, node.kwargs)
         contents = [self.known[n] for n in node.all_input_nodes]
-        name = op._schema.name.partition("::")[2]
+        name = _name(node)
         if name in NOTHING:
             return
         if name in FACTORIES or not any(isinstance(c, Value | tuple | list) for c in contents):
             self.known[node] = self._evaluate(node, op)
             return
         target = _written(op, args)
-        if target is not None:
-            self._check_renaming(node, target, position)
-        results = self._apply_rule(node, op, args)
-        if target is not None:
-            result = self.build.cast(results, self._dtype(target))
-            self.known[node] = self.known[target] = result
+        if target is None:
+            self.known[node] = self._apply_rule(node, op, args)
         else:
-            self.known[node] = results
+            others = self._seen_later(target, position)
+            changed = self.build.cast(self._apply_rule(node, op, args), self._dtype(target))
+            self.known[node] = self.known[target] = changed
+            if others:
+                self._write_back(target)
+                self._look_again(target, others, position)
 
     def _evaluate(self, node: fx.Node, op: OpOverload) -> Any:
         """Run an op whose result is known now."""
@@ -361,19 +372,48 @@ class _Reading:
     def _aliases(self, node: fx.Node) -> bool:
         if not isinstance(node.target, OpOverload):
             return True
-        schema = node.target._schema
-        return schema.name.partition("::")[2] in MAYBE_SAME or any(r.alias_info for r in schema.returns)
+        return _name(node) in MAYBE_SAME or any(r.alias_info for r in node.target._schema.returns)
 
-    def _check_renaming(self, node: fx.Node, target: fx.Node, position: int) -> None:
-        """To rename the changed tensor is enough unless another name of its memory, or an input, sees the change too."""
+    def _seen_later(self, target: fx.Node, position: int) -> list[fx.Node]:
+        """The other names of a changed tensor's memory, if one of them is read after the change; each must be a sure view."""
         root = self.roots[target]
-        order = {n: i for i, n in enumerate(node.graph.nodes)}
-        others = (n for n, r in self.roots.items() if r is root and n is not target)
-        seen_later = any(order.get(user, -1) > position for n in others for user in n.users)
-        if root.op == "placeholder" or seen_later or not isinstance(self.known[target], Value):
+        order = {n: i for i, n in enumerate(target.graph.nodes)}
+        others = [n for n, r in self.roots.items() if r is root and n is not target]
+        read = any(order.get(user, -1) > position for n in others for user in n.users)
+        sure = all(n is root or _name(n) in WRITE_BACK or _name(n).endswith("_") for n in (*others, target))
+        if root.op == "placeholder" or (read and not sure):
             if self.functional:
-                raise self.build.refuse(f"{node.target} changes a tensor that is read under another name")
+                raise self.build.refuse(f"'{target}' is changed in place, and read under another name")
             raise _NeedsRewritingError
+        return others if read else []
+
+    def _write_back(self, view: fx.Node) -> None:
+        """Put a view's new content into what it views, up to the root."""
+        while view is not self.roots[view]:
+            whole = view.all_input_nodes[0]
+            args = arguments(view.target, view.args, view.kwargs)  # type: ignore[arg-type]
+            if not _name(view).endswith("_"):
+                back = WRITE_BACK[_name(view)]
+                self.known[whole] = back(self.build, self._read(whole), self._read(view), *list(args.values())[1:])
+            else:
+                self.known[whole] = self.known[view]
+            view = whole
+
+    def _look_again(self, changed: fx.Node, others: Sequence[fx.Node], position: int) -> None:
+        """Take every other view of a changed root anew."""
+        for node in others:
+            if node is self.roots[node] or self._views(changed, node):
+                continue
+            if _name(node).endswith("_"):
+                self.known[node] = self.known[node.all_input_nodes[0]]
+            else:
+                self._call(node, node.target, position)  # type: ignore[arg-type]
+
+    def _views(self, view: fx.Node, whole: fx.Node) -> bool:
+        """Is `whole` on the way from a view to its root: it has its new content already."""
+        while view is not self.roots[view] and view is not whole:
+            view = view.all_input_nodes[0]
+        return view is whole
 
 
 class _Leaf:
@@ -391,6 +431,11 @@ def _identity(tensor: Tensor) -> object:
     """Equal for the same elements in the same memory."""
     pointer = tensor.data_ptr()
     return (pointer, tensor.shape, tensor.stride(), tensor.dtype) if pointer else id(tensor)
+
+
+def _name(node: fx.Node) -> str:
+    """The name of an ATen op, without its overload; empty for anything else."""
+    return node.target._schema.name.partition("::")[2] if isinstance(node.target, OpOverload) else ""
 
 
 def _written(op: OpOverload, args: Mapping[str, Any]) -> fx.Node | None:

@@ -24,7 +24,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -75,14 +75,25 @@ def _floating(attr: Attr) -> bool:
 
 def infer(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
     """Shape and dtype of a node's outputs: its meaning, run on the meta device. Raises what the meaning raises on a mismatch."""
-
-    def meta(name: str | None) -> Tensor | None:
-        return None if name is None else torch.empty(values[name].shape, dtype=values[name].dtype, device="meta")
-
-    results = apply(node, tuple(map(meta, node.inputs)))
+    given = tuple(None if name is None else (values[name].shape, values[name].dtype) for name in node.inputs)
+    attrs = tuple(node.attrs.items())
+    results = _results(node.op, given, attrs, repr(attrs))
     if len(results) != len(node.outputs):
         raise ValueError(f"{node.op} has {len(results)} outputs, not {len(node.outputs)}")
-    return tuple(Value(name, tuple(t.shape), t.dtype) for name, t in zip(node.outputs, results, strict=True))
+    return tuple(Value(name, shape, dtype) for name, (shape, dtype) in zip(node.outputs, results, strict=True))
+
+
+_Spec = tuple[Ints, torch.dtype]
+
+
+@lru_cache(maxsize=4096)
+def _results(
+    op: str, given: tuple[_Spec | None, ...], attrs: tuple[tuple[str, Attr], ...], _exactly: str
+) -> tuple[_Spec, ...]:
+    """What `infer` says, remembered: networks repeat their layers. `_exactly` tells 1 from 1.0 and True."""
+    inputs = tuple(None if spec is None else torch.empty(spec[0], dtype=spec[1], device="meta") for spec in given)
+    results = apply(Node(op, (), (), dict(attrs)), inputs)
+    return tuple((tuple(t.shape), t.dtype) for t in results)
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------

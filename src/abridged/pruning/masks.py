@@ -185,6 +185,6 @@ def _plan_of(scalars: Mapping[str, Any]) -> Plan:
     sound = type(scalars.get("step")) is int and all(
         key in known and isinstance(value, kinds.get(key, str)) for key, value in options.items()
     )
-    if not sound or ("density" in options) == ("threshold" in options):
+    if not sound or options.get("every", 1) < 1 or ("density" in options) == ("threshold" in options):
         raise InputError("this state was not made by Masks.state_dict() of this version: its plan cannot be read")
     return Plan(**options)

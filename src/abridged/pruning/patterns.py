@@ -1,8 +1,8 @@
 """Patterns: what goes together. A pattern is one small class in `PATTERNS`; here is also the exact selection itself.
 
-A pattern sees a weight as units, each removed whole or not at all, in groups that each keep the same number of units.
-Unstructured: one group, each weight a unit. Blocks or rows: one group, a unit is several weights and its score their
-sum. N:M: groups of M weights. Where there is one group, units of different layers can compete with each other.
+A pattern sees a weight as units, each removed whole or not at all, in groups that each keep the same number of units:
+nothing but a rearrangement (groups, units, members). Unstructured (1, n, 1); blocks and rows (1, blocks, weights of
+one); N:M (n / M, M, 1). Where there is one group, units of different layers can compete with each other.
 """
 
 from __future__ import annotations
@@ -11,25 +11,36 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from abridged.tables import Table
 
-SAMPLE = 1 << 17  # scores looked at to guess where the cut lies among many
-PIECE = 1 << 18  # scores compared at once: the booleans stay in the cache
+SAMPLE = 1 << 15  # scores looked at to guess where the cut lies among many
+PIECE = 1 << 14  # scores compared at once
 
 
 class Pattern(ABC):
     """Which weights are removed together."""
 
     @abstractmethod
-    def units(self, scores: Tensor) -> Tensor:
-        """Scores of a weight's shape → scores of its units (groups, units); a sum or norm, so that 0s give 0."""
+    def arrange(self, elements: Tensor) -> Tensor:
+        """Elements of a weight's shape, of any dtype → (groups, units, members), each in one place."""
 
     @abstractmethod
     def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
-        """Booleans (groups, units) → booleans of the weight's shape."""
+        """Booleans (groups, units) → booleans of the weight's shape, equal for all members of a unit."""
+
+    def score(self, scores: Tensor) -> Tensor:
+        """Scores of a weight's shape → scores of its units (groups, units): the sum over members."""
+        arranged = self.arrange(scores)
+        return arranged.sum(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
+
+    def alive(self, kept: Tensor) -> Tensor:
+        """Booleans of a weight's shape → (groups, units): True where any member is."""
+        arranged = self.arrange(kept)
+        return arranged.any(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
 
     def mask(self, units: Tensor, density: float, shape: torch.Size) -> Tensor:
         """True for the weights of the best units of each group; see `count` and `top` for how many and for ties."""
@@ -42,8 +53,8 @@ PATTERNS: Table[Pattern] = Table("pattern")
 class Unstructured(Pattern):
     """Any single weight (LeCun et al. 1990, "Optimal Brain Damage"; Han et al. 2015)."""
 
-    def units(self, scores: Tensor) -> Tensor:
-        return scores.reshape(1, -1)
+    def arrange(self, elements: Tensor) -> Tensor:
+        return elements.reshape(1, -1, 1)
 
     def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
         return kept.reshape(shape)
@@ -103,12 +114,21 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> float:
         place, margin = round(k / total * len(sample)), 4 * math.isqrt(len(sample))
         high = sample[max(place - margin, 0)].item() if place > margin else math.inf
         low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
-        pieces = [piece for part in flat for piece in part.split(PIECE)]
-        above = sum(int((piece > high).count_nonzero()) for piece in pieces)
-        inside = torch.cat([piece[(piece >= low) & (piece <= high)].cpu() for piece in pieces])
+        counted = [_between(part, low, high) for part in flat]
+        above, inside = sum(n for n, _ in counted), torch.cat([scores for _, scores in counted])
         if 0 < k - above <= len(inside):
             return _kth_of(inside, k - above)
     return _kth_of(torch.cat([part.reshape(-1).cpu() for part in scores]), k)
+
+
+def _between(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+    """How many scores are above `high`, and those in [low, high], on the CPU."""
+    if scores.device.type != "cpu":
+        return int((scores > high).count_nonzero()), scores[(scores >= low) & (scores <= high)].cpu()
+    # On the CPU numpy does this several times faster than torch, in pieces whose booleans stay in the cache.
+    pieces = [scores[start : start + PIECE].numpy() for start in range(0, len(scores), PIECE)]
+    above = sum(int(np.count_nonzero(piece > high)) for piece in pieces)
+    return above, torch.from_numpy(np.concatenate([piece[(piece >= low) & (piece <= high)] for piece in pieces]))
 
 
 def _kth_of(scores: Tensor, k: int) -> float:

@@ -31,6 +31,13 @@ class Plan:
     every: int = 1  # optimizer steps between two choices
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        # An unknown name raises here, before anything is touched.
+        CRITERIA[self.criterion]
+        PATTERNS[self.pattern]
+        ALLOCATIONS[self.allocation]
+        SCHEDULES[self.schedule]
+
     def due(self, step: int) -> bool:
         """Whether the masks are chosen anew after this optimizer step (1 is the first)."""
         return step == self.steps or (step < self.steps and step % self.every == 0)
@@ -68,11 +75,11 @@ class Plan:
 
 def _last(pattern: Pattern, scores: Tensor, weight: Tensor, held: Tensor | None) -> Tensor:
     """Scores of the units, where those that are zero rank below every other, and those removed before lowest."""
-    units = pattern.units(scores)
+    units = pattern.score(scores)
     if int(weight.count_nonzero()) < weight.numel():
-        units.masked_fill_(pattern.units((weight != 0).to(scores.dtype)) == 0, torch.finfo(scores.dtype).min)
+        units.masked_fill_(~pattern.alive(weight != 0), torch.finfo(scores.dtype).min)
     if held is not None:
-        units.masked_fill_(pattern.units(held.to(scores)) == 0, -math.inf)
+        units.masked_fill_(~pattern.alive(held.to(weight.device)), -math.inf)
     return units
 
 

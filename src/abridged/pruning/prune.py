@@ -14,10 +14,7 @@ from typing import Any, SupportsIndex
 from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
-from abridged.pruning.allocation import ALLOCATIONS
-from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.masks import Masks
-from abridged.pruning.patterns import PATTERNS
 from abridged.pruning.plan import Plan
 from abridged.pruning.schedules import SCHEDULES
 
@@ -77,8 +74,6 @@ def prune(
     if regrow is not None:
         raise UnsupportedError(f"regrow={regrow!r}: no way of regrowth is known yet; leave it None")
     _check_amount(sparsity, threshold, keep)
-    for table, name in ((CRITERIA, criterion), (PATTERNS, pattern), (ALLOCATIONS, allocation), (SCHEDULES, schedule)):
-        table[name]  # an unknown name raises
     length, interval = _length(schedule, steps, every, threshold)
     chosen, what, left = _select(model, _globs(include), _globs(exclude))
     density = _density(sparsity, keep, allocation, chosen)
@@ -207,8 +202,10 @@ def _left(weights: list[_Weight], candidates: list[_Weight], chosen: list[_Weigh
 
 
 def _why_nothing(candidates: list[_Weight]) -> str:
+    names = _some([weight.names[0] for weight in candidates])
     if candidates:
-        return f"include and exclude leave none of {_some([weight.names[0] for weight in candidates])}"
+        empty = all(_is_empty(weight) for weight in candidates)
+        return f"{names} has no elements" if empty else f"include and exclude leave none of {names}"
     return "the model has no Linear, convolution or attention with a weight; name a parameter in full in include"
 
 

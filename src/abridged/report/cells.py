@@ -66,11 +66,13 @@ def divide(numerator: float | None, denominator: float | None) -> float | None:
 def significant(value: float, digits: int = 3) -> str:
     """Rounded to significant digits, with thousands separated.
 
-    >>> [significant(v) for v in (0, 0.018249, 9.996, 12.34, 1234.5)]
-    ['0', '0.0182', '10.0', '12.3', '1,234']
+    >>> [significant(v) for v in (0, 0.018249, 9.996, 12.34, 1234.5, 2e-7)]
+    ['0', '0.0182', '10.0', '12.3', '1,234', '2.00e-07']
     """
     if value == 0:
         return "0"
+    if not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{digits - 1}e}"
     value = float(f"{value:.{digits - 1}e}") if abs(value) < 10 ** (digits - 1) else value
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
@@ -111,6 +113,8 @@ def ratio_text(value: float) -> str:
     """
     if round(value, 2) < 1:
         return f"{significant(value, 2)} ×"
+    if value >= 1e6:
+        return f"{value:.1e} ×"
     return f"{value:.1f} ×" if round(value, 1) < 100 else f"{value:,.0f} ×"
 
 
@@ -178,7 +182,7 @@ def small_text(value: float) -> str:
 
 
 def _realised_text(value: float) -> str:
-    return f"{100 * value:,.0f} %"
+    return f"{100 * value:.0f} %" if value < 100 else ratio_text(value)
 
 
 def _rate_text(value: float) -> str:

@@ -157,7 +157,7 @@ class Comparison:
     change: Cell  # after − before
     margin: str  # the interval of the change, in words
     within_noise: bool | None  # None: nothing to compare
-    worse: bool
+    direction: str  # "loss" | "gain" | "change", where the metric's better side is unknown
     intervals: tuple[Interval, ...]
 
 
@@ -234,7 +234,9 @@ def compare(ledger: Ledger) -> Comparison:
     fair = fair if _comparable(fair, before or after) else None
 
     known = after or before
-    change, margin, within, worse = _change(before, after) if both and before and after else (None, "", None, False)
+    change, margin, within, direction = (
+        _change(before, after) if both and before and after else (None, "", None, "change")
+    )
     unit = "points" if known and is_fraction(known.metric) else "change"
     taken = [("dense", before), ("control", fair), ("compressed", after)]
     keys = {"dense": "dense", "control": control.name if control else "control", "compressed": "final"}
@@ -248,20 +250,27 @@ def compare(ledger: Ledger) -> Comparison:
         change=number("gain.accuracy.change", change, unit),
         margin=margin,
         within_noise=within,
-        worse=worse,
+        direction=direction,
         intervals=_intervals([(label, f"{keys[label]}.{basis.key}", each) for label, each in taken if each]),
     )
 
 
-def _change(before: Accuracy, after: Accuracy) -> tuple[float | None, str, bool | None, bool]:
+def _change(before: Accuracy, after: Accuracy) -> tuple[float | None, str, bool | None, str]:
     low, high = difference_interval(before, after)
     if not (math.isfinite(low) and math.isfinite(high)):
-        return None, "", None, False
+        return None, "", None, "change"
     unit = "points" if is_fraction(after.metric) else "change"
     margin = " to ".join(number("", bound, unit).text.removesuffix(" points") for bound in (low, high))
     change = after.value - before.value
-    worse = change > 0 if after.metric.lower() in LOWER_IS_BETTER else change < 0
-    return change, margin + (" points" if unit == "points" else ""), low <= 0 <= high, worse
+    return change, margin + (" points" if unit == "points" else ""), low <= 0 <= high, _direction(after.metric, change)
+
+
+def _direction(metric: str, change: float) -> str:
+    if is_fraction(metric):
+        return "loss" if change < 0 else "gain"
+    if metric.lower() in LOWER_IS_BETTER:
+        return "loss" if change > 0 else "gain"
+    return "change"
 
 
 def control_of(ledger: Ledger) -> Row | None:

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from abridged.report.plots import Plot
 from abridged.report.view import View
@@ -46,8 +47,17 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    place.filters["unbroken"] = unbroken
+    place.filters |= {"unbroken": unbroken, "breakable": breakable}
     return place
+
+
+def breakable(path: str) -> Markup:
+    """Let a module path break after its dots, so that a narrow screen shows it whole.
+
+    >>> breakable("layer1.0<b>")
+    Markup('layer1.<wbr>0&lt;b&gt;')
+    """
+    return Markup(".<wbr>").join(path.split("."))
 
 
 def unbroken(text: str) -> str:

@@ -15,7 +15,7 @@ def render(view: View) -> str:
     from abridged.report.html import environment
 
     place = environment()
-    place.filters |= {"md": escape, "code": code, "fence": fence}
+    place.filters |= {"md": escape, "fence": fence}
     return place.get_template("report.md").render(view=view, table=table, largest=largest, most=MOST_LAYERS)
 
 
@@ -29,21 +29,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", text)
 
 
-def code(text: str) -> str:
-    """An inline code span around any text, whatever backticks it holds."""
-    text = " ".join(text.split())
-    return f"{_ticks(text, 1)} {text} {_ticks(text, 1)}" if "`" in text else f"`{text}`"
-
-
 def fence(text: str, language: str) -> str:
     """A block of code that its own content cannot close."""
-    ticks = _ticks(text, 3)
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
-
-
-def _ticks(text: str, least: int) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    return "`" * max(least, longest + 1)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 
 
 def table(sheet: Sheet) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from abridged.ledger import Curve, Ledger, Row
 from abridged.measurement.records import LayerTheory
-from abridged.report.cells import count_text, sentence
+from abridged.report.cells import Cell, number, sentence
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 DENSE, COMPRESSED = "#8b95a5", "#2f80ed"
@@ -95,12 +95,12 @@ def layers(ledger: Ledger) -> tuple[Plot, ...]:
     return (plot,) if choices else ()
 
 
-Values = dict[str, dict[str, float]]  # side → path → value
+Values = dict[str, dict[str, float | None]]  # side → path → value
 
 
 def _values(sides: Mapping[str, Mapping[str, LayerTheory]], fields: tuple[str, str]) -> Values:
     return {
-        side: {path: getattr(layer, field) or 0 for path, layer in listed.items()}
+        side: {path: getattr(layer, field) for path, layer in listed.items()}
         for (side, listed), field in zip(sides.items(), fields, strict=True)
     }
 
@@ -127,10 +127,11 @@ def _face(values: Values, paths: list[str], unit: str) -> dict[str, Any]:
 
 
 def _bars(
-    side: str, paths: list[str], values: Mapping[str, float], colour: str, unit: str, named: bool
+    side: str, paths: list[str], values: Mapping[str, float | None], colour: str, unit: str, named: bool
 ) -> dict[str, Any]:
-    places, heights = list(range(len(paths))), [values.get(path, 0) for path in paths]
-    shown = [f"{height:.3g} ms" if unit == "milliseconds" else count_text(height) for height in heights]
+    written = "ms" if unit == "milliseconds" else "count"
+    cells = [number("", values[path], written) if path in values else Cell("no such layer") for path in paths]
+    places, heights = list(range(len(paths))), [cell.value for cell in cells]
     return {
         "type": "bar",
         "name": side,
@@ -138,7 +139,9 @@ def _bars(
         "x": heights if named else places,
         "y": places if named else heights,
         "marker": {"color": colour},
-        "customdata": [[_plain(path or "(the model itself)"), text] for path, text in zip(paths, shown, strict=True)],
+        "customdata": [
+            [_plain(path or "(the model itself)"), cell.text] for path, cell in zip(paths, cells, strict=True)
+        ],
         "hovertemplate": f"%{{customdata[0]}}<br>{side}: %{{customdata[1]}}<extra></extra>",
     }
 

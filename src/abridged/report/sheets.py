@@ -230,14 +230,14 @@ def layers(ledger: Ledger) -> Sheet:
         Column("Layer", numeric=False),
         Column("Ops", numeric=False),
         Column("Output", numeric=False, hint="shape, batch first"),
-        Column("Parameters", hint="dense"),
-        Column("Non-zeros", hint="compressed"),
+        Column("Parameters", hint="of the dense layer"),
+        Column("Non-zeros", hint="weights of the compressed layer that are not zero"),
         Column("Sparsity", hint="1 − non-zeros / parameters of the compressed layer"),
-        Column("MACs", hint="dense"),
-        Column("Share of MACs", hint="of the dense network"),
-        Column("Effective MACs", hint="compressed"),
-        Column("Bytes", hint="dense"),
-        Column("Packed", hint="compressed, as Abridged stores it"),
+        Column("MACs", hint="multiply-accumulates of the dense layer"),
+        Column("Share", hint="of the MACs of the dense network"),
+        Column("Eff. MACs", hint="effective: MACs of the compressed layer when its zero weights are skipped"),
+        Column("Bytes", hint="of the dense weights"),
+        Column("Packed", hint="bytes of the compressed weights as Abridged stores them"),
     ]
     with_times = timed(ledger)
     if with_times:

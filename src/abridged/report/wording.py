@@ -138,7 +138,7 @@ def explain_accuracy(found: Comparison) -> str:
     """What the change of accuracy means, with its interval and the fair control."""
     if found.change.value is None:
         return "Accuracy of the dense and the compressed model was not measured on the same samples."
-    size = "no more than chance would give" if found.within_noise else ("a real loss" if found.worse else "a real gain")
+    size = "no more than chance would give" if found.within_noise else f"a real {found.direction}"
     text = f"The change is {found.change.text} (95 % interval {found.margin}): {size} on {found.samples:,} samples."
     if found.control.value is not None:
         text += f" The dense model trained equally long reaches {found.control.text}."
@@ -212,10 +212,10 @@ METHOD: tuple[tuple[str, str], ...] = (
     ),
     (
         "Accuracy",
-        "On held-out samples that no step selected on, the same ones before and after. Its 95 % interval is Wilson's score"
-        " interval: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96. The interval of the change combines both"
-        " (Newcombe, 1998) as if the samples were independent, so it is rather too wide; when it holds 0, the change is"
-        " called noise.",
+        "On held-out samples, the same ones before and after; no step selected on the test split. The 95 % interval of a share"
+        " is Wilson's score interval: (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96; of any other mean it is"
+        " mean ± z·s/√n. The interval of the change combines both (Newcombe, 1998) as if the samples were independent, so it"
+        " is rather too wide; when it holds 0, the change is called noise.",
     ),
     (
         "Fair control",

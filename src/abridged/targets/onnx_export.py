@@ -77,11 +77,12 @@ def _check_dtypes(graph: Graph) -> None:
             raise UnsupportedError(f"{where}: ONNX export of {value.dtype} is not supported; use model.float()")
 
 
-def write_onnx(graph: Graph, path: Path, *, sparse_storage: bool = True) -> None:
-    """Write the Graph to `path`: one file below 2 GiB, else with its weights in `weights.bin` beside it."""
+def write_onnx(graph: Graph, path: Path, *, sparse_storage: bool = True) -> ModelProto:
+    """Write the Graph to `path`, one file below 2 GiB, else with its weights in `weights.bin` beside it; and give it."""
     model = to_onnx(graph, sparse_storage=sparse_storage)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LIMIT:
         onnx.save_model(model, path)
     else:
         onnx.save_model(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
     onnx.checker.check_model(str(path), full_check=True)
+    return model

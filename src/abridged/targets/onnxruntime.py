@@ -18,12 +18,16 @@ from abridged.graph.graph import Graph
 from abridged.targets import Target
 from abridged.targets.artifact import MANIFEST, Array, Manifest
 from abridged.targets.onnx_export import write_onnx
-from abridged.targets.provenance import attribute
+from abridged.targets.provenance import Made, Ran, attribute
 
 FILE = "model.onnx"
 
 _ERRORS = 3  # ONNX Runtime's log level: its warnings are about what it optimizes, not about the model
 _WARMUP = 2
+
+# The ops that fusions are built on, by the names of what ONNX Runtime makes of them.
+_BASE = {op: op for op in ("Conv", "ConvTranspose", "Gemm", "MatMul")}
+_BASE |= {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
 
 
 class OnnxRuntimeEngine:
@@ -54,7 +58,7 @@ class OnnxRuntimeEngine:
             for _ in range(runs + _WARMUP):
                 session.run(self._outputs, feed)
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        return attribute(_medians(events), onnx.load(directory / FILE, load_external_data=False))
+        return attribute(*_origins(_medians(events), onnx.load(directory / FILE, load_external_data=False)))
 
     def close(self) -> None:
         self._session = None
@@ -68,6 +72,32 @@ def _medians(events: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float
             name = event["name"].removesuffix("_kernel_time")
             durations[name, event["args"]["op_name"]].append(event["dur"] / 1000)
     return {node: statistics.median(runs[_WARMUP:]) for node, runs in durations.items()}
+
+
+def _origins(times: Mapping[tuple[str, str], float], model: onnx.ModelProto) -> tuple[list[Ran], dict[str, Made]]:
+    """The nodes that ran beside those we wrote.
+
+    ONNX Runtime names a node as one of ours, alone or with an addition ("features.0/conv/BiasFusion"), or after the
+    value that it makes ("relu_1_nchwc")."""
+    makers = {value: node.name for node in model.graph.node for value in node.output}
+    made = {
+        node.name: Made(node.op_type, tuple(makers[value] for value in node.input if value in makers))
+        for node in model.graph.node
+    }
+
+    def ours(name: str) -> str:
+        name = name.removesuffix("_nchwc")
+        if name in made:
+            return name
+        return makers.get(name) or max((own for own in made if own in name), key=len, default=name)
+
+    ran = []
+    for (name, op), milliseconds in times.items():
+        own, base = ours(name), _BASE.get(op)
+        # A product with a bias becomes a Gemm, whatever it was.
+        base = made[own].op if own in made and base == "Gemm" and made[own].op == "MatMul" else base
+        ran.append(Ran((own,), base, milliseconds))
+    return ran, made
 
 
 def _session(file: Path, options: onnxruntime.SessionOptions) -> Any:

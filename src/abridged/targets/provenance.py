@@ -1,64 +1,65 @@
-"""Which module a node of ONNX Runtime's optimized graph belongs to, though it was fused and renamed."""
+"""Which module a runtime's node belongs to, though the runtime fused and renamed it: for times layer by layer."""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
-
-from onnx import ModelProto, NodeProto
-
-# The op that a fusion is built on: its time belongs to the layer that multiplies, not to the activation behind it.
-_BASE = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 
-def attribute(times: Mapping[tuple[str, str], float], model: ModelProto) -> dict[str, float]:
-    """Times of the runtime's nodes, by (name, op), summed by module path; "" is what belongs to no submodule.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A node as we wrote it; its name begins with its module path and a slash."""
 
-    A runtime's node has the name of one of ours, alone or with an addition ("features.0/conv/BiasFusion"), or of the
-    value it makes ("relu_1_nchwc"). A convolution that took in what followed it has the last one's name: it is
-    searched backwards from there, and each of ours is found once."""
-    by_name = {node.name: node for node in model.graph.node}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    fused: list[tuple[NodeProto, str, float]] = []
-    found: defaultdict[str, float] = defaultdict(float)
+    op: str
+    reads: tuple[str, ...]  # names of the nodes whose results it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A node as the runtime ran it."""
+
+    names: tuple[str, ...]  # of the nodes of ours that it says it was made of, as far as it says
+    base: str | None  # the op that multiplies in it, to whose layer the time belongs; None for other ops
+    milliseconds: float
+
+
+def attribute(ran: Iterable[Ran], made: Mapping[str, Made]) -> dict[str, float]:
+    """Milliseconds by module path, "" for what belongs to no submodule.
+
+    A convolution that took in what followed it often has the last one's name alone. It is searched backwards from
+    there, after the others found theirs, so that a sum of two convolutions gives each its own."""
+    times: defaultdict[str, float] = defaultdict(float)
     taken: set[str] = set()
-    for (name, op), time in times.items():
-        node, base = _origin(name, by_name, makers), _BASE.get(op, op)
-        if node is None or base not in ("Conv", "Gemm", "MatMul") or node.op_type == base:
-            found["" if node is None else _path(node)] += time
-            taken |= {node.name} if node else set()
+    fused = []
+    for node in ran:
+        known = [name for name in node.names if name in made]
+        direct = [name for name in known if node.base in (None, made[name].op)]
+        if known and not direct:
+            fused.append((known[-1], node))
         else:
-            fused.append((node, base, time))
-    for node, base, time in fused:
-        first = _behind(node, base, makers, taken) or node
-        found[_path(first)] += time
-        taken.add(first.name)
-    return dict(found)
+            times[path(direct[0]) if direct else ""] += node.milliseconds
+            taken |= set(direct)
+    for last, node in fused:
+        first = _behind(last, node.base, made, taken) or last
+        times[path(first)] += node.milliseconds
+        taken.add(first)
+    return dict(times)
 
 
-def _path(node: NodeProto) -> str:
-    return node.name.split("/")[0]
+def path(name: str) -> str:
+    return name.split("/")[0] if "/" in name else ""
 
 
-def _origin(name: str, by_name: Mapping[str, NodeProto], makers: Mapping[str, NodeProto]) -> NodeProto | None:
-    """Our node that a runtime's node was made of."""
-    name = name.removesuffix("_nchwc")
-    if node := by_name.get(name) or makers.get(name):
-        return node
-    # The runtime adds to a name in front or behind; ours that is in it and longest is meant.
-    return max((node for own, node in by_name.items() if own in name), key=lambda node: len(node.name), default=None)
-
-
-def _behind(last: NodeProto, op: str, makers: Mapping[str, NodeProto], taken: set[str]) -> NodeProto | None:
-    """The nearest node of an op that `last` was computed from and that was not found yet."""
-    queue, seen = deque([last]), {last.name}
+def _behind(last: str, op: str | None, made: Mapping[str, Made], taken: set[str]) -> str | None:
+    """The nearest node of an op that `last` was computed from and that no other took."""
+    queue, seen = deque([last]), {last}
     while queue:
-        node = queue.popleft()
-        if node.op_type == op and node.name not in taken:
-            return node
-        for name in node.input:
-            maker = makers.get(name)
-            if maker is not None and maker.name not in seen:
-                seen.add(maker.name)
-                queue.append(maker)
+        name = queue.popleft()
+        if made[name].op == op and name not in taken:
+            return name
+        for source in made[name].reads:
+            if source in made and source not in seen:
+                seen.add(source)
+                queue.append(source)
     return None

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from abridged.data import Batch, Data, check, evaluate, forward
 from abridged.data.data import LOSSES, Loss
-from abridged.errors import InputError
+from abridged.errors import AbridgedError, InputError
 from abridged.progress import Task, bar
 from abridged.training import checkpoint as files
 from abridged.training.history import Callback, EarlyStop, History, Moment, TrainingError
@@ -32,7 +32,7 @@ from abridged.training.options import (
     adamw,
     cosine,
 )
-from abridged.training.processes import Processes, join, several
+from abridged.training.processes import Processes, join
 from abridged.training.surroundings import borrowed, loader_generators, own_randomness, seed_all, target_device
 
 
@@ -75,8 +75,8 @@ def fit(
 
     Launched by `accelerate launch` or torchrun, every process takes its part of each batch; the first one writes.
 
-    Raises `InputError` for what cannot be trained, and `TrainingError` when the loss becomes NaN or infinite: then the
-    model has the weights again with which it came. Ctrl-C leaves the model as it is, and the last checkpoint.
+    Raises `InputError` for what cannot be trained, and `TrainingError` when the loss becomes NaN or infinite; either way
+    the model has the weights again with which it came. Ctrl-C leaves the model as it is, and the last checkpoint.
 
     >>> from abridged.data.sets import get
     >>> history = fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), get("digits"), epochs=2)
@@ -84,12 +84,13 @@ def fit(
     (2, ['density', 'loss', 'lr', 'val accuracy'])
     """
     options = Options(epochs, batch_size, accumulate, clip, precision, seed, keep_best, early_stop)
-    check(data, model, labels=objective is None)
-    processes = join(target_device(model, device), device)
-    if precision == "fp16" and processes.device.type == "cpu":
-        raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
+    home = target_device(model, device)
     with ExitStack() as stack:
-        stack.enter_context(own_randomness(processes.device))
+        stack.enter_context(own_randomness(home))
+        check(data, model, labels=objective is None)
+        processes = join(home, device)
+        if precision == "fp16" and processes.device.type == "cpu":
+            raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
         stack.enter_context(borrowed(model, processes.device))
         run = _Run(model, data, options, processes, objective or _on_labels(loss or data.loss), masks, callbacks)
         run.prepare(optimizer, scheduler, stack)
@@ -175,7 +176,7 @@ class _Run:
         self.processes.wait()
         state = files.load(directory, self.identity)
         found = torch.tensor([float(state is not None)])
-        if several() and self.processes.sum(found).item() not in (0, self.processes.count):
+        if self.processes.sum(found).item() not in (0, self.processes.count):
             raise InputError(
                 f"{directory} must be a directory that every process sees: it has a checkpoint for some only"
             )
@@ -213,7 +214,7 @@ class _Run:
                     if self.stop is not None:
                         break
                     self._epoch(epoch, task)
-        except TrainingError:
+        except AbridgedError:
             self._put(self.initial)
             raise
         if self.best and self.best["epoch"] != self.history.epochs - 1:

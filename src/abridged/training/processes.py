@@ -48,13 +48,19 @@ class Together:
             from accelerate.utils import DistributedType
         except ModuleNotFoundError:
             raise InputError("several processes need accelerate: pip install 'abridged[distributed]'") from None
-        self._accelerator: Any = Accelerator(cpu=device is not None and device.type == "cpu", mixed_precision="no")
+        # Without cpu=True on a machine that has no accelerator, accelerate lets every process train alone.
+        cpu = not torch.accelerator.is_available() or (device is not None and device.type == "cpu")
+        self._accelerator: Any = Accelerator(cpu=cpu, mixed_precision="no")
         kind = self._accelerator.distributed_type
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise UnsupportedError(f"{kind.value} divides the weights; only plain data parallelism is supported")
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
+        if self.count != launched():
+            raise InputError(
+                f"launched as {launched()} processes, but accelerate joined {self.count}: see `accelerate env`"
+            )
 
     def sum(self, value: Tensor) -> Tensor:
         total: Tensor = self._accelerator.reduce(value.to(self.device), reduction="sum")
@@ -93,11 +99,12 @@ class Together:
 Processes = Alone | Together
 
 
-def several() -> bool:
-    """Whether this process was launched as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def launched() -> int:
+    """How many processes this one was launched with: by torchrun and `accelerate launch`, or by MPI."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return max(int(os.environ.get(name) or 1) for name in names)
 
 
 def join(device: torch.device, asked: str | torch.device | None) -> Processes:
     """The processes that this one was launched with. `device`: where one process alone would train; `asked`: by the user."""
-    return Together(torch.device(asked) if asked is not None else None) if several() else Alone(device)
+    return Together(torch.device(asked) if asked is not None else None) if launched() > 1 else Alone(device)

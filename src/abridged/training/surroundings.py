@@ -47,10 +47,13 @@ def own_randomness(device: torch.device) -> Iterator[None]:
     cuDNN takes deterministic algorithms alone."""
     state: list[Any] = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
     gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    cudnn = torch.backends.cudnn
+    choice = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
+        yield
     finally:
+        cudnn.deterministic, cudnn.benchmark = choice
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.set_rng_state(state[2])

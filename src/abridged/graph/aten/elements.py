@@ -15,11 +15,14 @@ from abridged.graph.graph import Value
 
 
 @ATEN.entry(
-    "alias", "clone", "contiguous", "detach", "lift", "lift_fresh", "lift_fresh_copy", "positive", "requires_grad_",
-    "to", "_to_copy", "type_as", "resolve_conj", "resolve_neg",
+    "alias", "clone", "contiguous", "detach", "lift", "lift_fresh_copy", "positive", "to", "_to_copy",
+    "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def _same(b: Lowering, x: Value) -> Value:
     return b.cast(x, b.dtype)
+
+
+ATEN.entry("type_as")(lambda b, x, y: b.cast(x, y.dtype))
 
 
 @ATEN.entry("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
@@ -36,9 +39,9 @@ def _filled(b: Lowering, source: Operand) -> Value:
     return b.constant(torch.full(b.shape, source, dtype=b.dtype))
 
 
-ATEN.entry("copy")(lambda b, src: _filled(b, src))
-ATEN.entry("fill")(lambda b, value: _filled(b, value))
-ATEN.entry("zero")(lambda b: _filled(b, 0))
+ATEN.entry("copy")(lambda b, x, src: _filled(b, src))
+ATEN.entry("fill")(lambda b, x, value: _filled(b, value))
+ATEN.entry("zero")(lambda b, x: _filled(b, 0))
 
 
 # ---- one tensor ------------------------------------------------------------------------------------------------------
@@ -86,7 +89,6 @@ ATEN.entry("gelu")(lambda b, x, approximate: b("gelu", x, approximate=approximat
 ATEN.entry("leaky_relu")(lambda b, x, negative_slope: b("leaky_relu", x, negative_slope=float(negative_slope)))
 ATEN.entry("rrelu")(lambda b, x, lower, upper: b("leaky_relu", x, negative_slope=(lower + upper) / 2))
 ATEN.entry("softplus")(lambda b, x, beta, threshold: b("softplus", x, beta=float(beta), threshold=float(threshold)))
-ATEN.entry("softsign")(lambda b, x: b("div", x, b.binary("add", b("abs", x), 1)))
 ATEN.entry("prelu")(lambda b, x, weight: b("prelu", x, weight))
 ATEN.entry("_prelu_kernel")(lambda b, x, weight: b("where", b.binary("gt", x, 0), x, b("mul", x, weight)))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from abridged.graph.aten.places import pads
 from abridged.graph.aten.table import ATEN, Ints, Lowering, Rule, batched, per_axis
@@ -84,7 +85,7 @@ def _matmul(b: Lowering, x: Value, y: Value) -> Value:
 ATEN.entry("matmul")(_matmul)
 ATEN.entry("mm", "bmm")(lambda b, x, mat2: b("matmul", x, mat2))
 ATEN.entry("mv")(lambda b, x, vec: _matmul(b, x, vec))
-ATEN.entry("dot", "inner", "vdot")(lambda b, x, tensor: _matmul(b, x, tensor))
+ATEN.entry("dot")(lambda b, x, tensor: _matmul(b, x, tensor))
 ATEN.entry("outer", "ger")(lambda b, x, vec2: b("mul", b.reshape(x, (*x.shape, 1)), vec2))
 ATEN.entry("einsum")(lambda b, equation, tensors: b("einsum", *tensors, equation=equation))
 
@@ -100,6 +101,12 @@ def _addmm(b: Lowering, x: Value, mat1: Value, mat2: Value, beta: float, alpha: 
 
 ATEN.entry("addmv")(lambda b, x, mat, vec, beta, alpha: _addmm(b, x, mat, vec, beta, alpha))
 ATEN.entry("baddbmm")(lambda b, x, batch1, batch2, beta, alpha: _addmm(b, x, batch1, batch2, beta, alpha))
+
+
+@ATEN.entry("addbmm")
+def _addbmm(b: Lowering, x: Value, batch1: Value, batch2: Value, beta: float, alpha: float) -> Value:
+    total = b("sum", b("matmul", batch1, batch2), axes=(0,), keepdim=False)
+    return b.binary("add", _scaled(b, total, alpha), _scaled(b, x, beta))
 
 
 @ATEN.entry("scaled_dot_product_attention")
@@ -279,18 +286,32 @@ def _resize(mode: str) -> Rule:
     ) -> Value:
         factors = scale_factors or [s for s in (scales, scales_d, scales_h, scales_w) if s is not None]
         exact = tuple(map(float, factors)) if len(factors) == len(x.shape) - 2 else None
+        if mode == "nearest-exact":
+            return _chosen(b, x, exact)
         return b("resize", x, size=b.shape[2:], scales=exact, mode=mode, align_corners=align_corners)
 
     return rule
 
 
+def _chosen(b: Lowering, x: Value, scales: tuple[float, ...] | None) -> Value:
+    """The nearest element by its centre: along each axis, take what PyTorch takes from the line 0, 1, 2 ..."""
+    for axis, size in enumerate(b.shape[2:]):
+        line = torch.arange(float(x.shape[axis + 2]))[None, None]  # (1, 1, size)
+        how: dict[str, Any] = {"size": size} if scales is None else {"scale_factor": scales[axis]}
+        places = F.interpolate(line, mode="nearest-exact", **how)[0, 0].long()
+        x = b("take", x, b.constant(places), axis=axis + 2)
+    return x
+
+
 for _n in (1, 2, 3):
     ATEN.entry(f"max_pool{_n}d")(_max_pool(_n))
     ATEN.entry(f"avg_pool{_n}d")(_avg_pool(_n))
-    ATEN.entry(f"adaptive_avg_pool{_n}d", f"_adaptive_avg_pool{_n}d")(_adaptive_pool("adaptive_avg_pool", _n))
+    ATEN.entry(f"adaptive_avg_pool{_n}d")(_adaptive_pool("adaptive_avg_pool", _n))
     ATEN.entry(f"adaptive_max_pool{_n}d")(_first_of(_adaptive_pool("adaptive_max_pool", _n)))
     ATEN.entry(f"upsample_nearest{_n}d")(_resize("nearest"))
     ATEN.entry(f"_upsample_nearest_exact{_n}d")(_resize("nearest-exact"))
+ATEN.entry("_adaptive_avg_pool2d")(_adaptive_pool("adaptive_avg_pool", 2))
+ATEN.entry("_adaptive_avg_pool3d")(_adaptive_pool("adaptive_avg_pool", 3))
 ATEN.entry("max_pool2d_with_indices")(_first_of(_max_pool(2)))
 ATEN.entry("max_pool3d_with_indices")(_first_of(_max_pool(3)))
 for _name in ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"):

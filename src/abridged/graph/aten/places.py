@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -172,7 +172,7 @@ def _unbind(b: Lowering, x: Value, dim: int) -> tuple[Value, ...]:
 def _sliced(b: Lowering, x: Value, axis: int, start: int | None, stop: int | None, step: int = 1) -> Value:
     first, last, _ = slice(start, stop).indices(x.shape[axis])
     if (first, last, step) == (0, x.shape[axis], 1):
-        return x
+        return x  # nothing is left out
     return b("slice", x, axis=axis, start=first, stop=max(first, last), step=step)
 
 
@@ -199,7 +199,8 @@ def _slice_scatter(b: Lowering, x: Value, src: Value, dim: int, start: int | Non
     first, last, _ = slice(start, end).indices(size)
     if step == 1:
         parts = [_sliced(b, x, axis, 0, first), src, _sliced(b, x, axis, max(first, last), size)]
-        return _cat(b, [part for part in parts if part.shape[axis]], axis)
+        parts = [b.cast(part, x.dtype) for part in parts if part.shape[axis]]
+        return parts[0] if len(parts) == 1 else b("cat", *parts, axis=axis)
     written = torch.zeros(size, dtype=torch.bool)
     written[first:last:step] = True
     source = (written.cumsum(0) - 1).clamp(min=0)  # which slice of src each position would take
@@ -225,17 +226,8 @@ def _from_front(b: Lowering, index: Value, size: int) -> Value:
 
 @ATEN.entry("index", "_unsafe_index")
 def _index(b: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
-    """x[indices], each of int64; a known mask of bools stands for the places where it is True."""
-    plain: list[Value | None] = []
-    for index in indices:
-        if index is None or index.dtype not in (torch.bool, torch.uint8):
-            plain.append(index)
-            continue
-        mask = b.known(index)
-        if mask is None:
-            raise b.refuse("a mask of bools as index gives a shape that depends on the data; use torch.where")
-        plain += [b.constant(places) for places in torch.nonzero(mask, as_tuple=True)]
-    plain = [index and _from_front(b, index, x.shape[axis]) for axis, index in enumerate(plain)]
+    """x[indices], each of int64 (a mask of bools has no fixed shape, and is refused before)."""
+    plain = [index and _from_front(b, index, x.shape[axis]) for axis, index in enumerate(indices)]
     used = [(axis, index) for axis, index in enumerate(plain) if index is not None]
     if len(used) == 1:
         return b("take", x, used[0][1], axis=used[0][0])
@@ -298,3 +290,24 @@ def _one_hot(b: Lowering, x: Value) -> Value:
     """1 where the class is x, as int64; the number of classes is the result's."""
     classes = b.constant(torch.arange(b.shape[-1]))
     return b.cast(b("eq", b.reshape(x, (*x.shape, 1)), classes), torch.int64)
+
+
+# ---- views that are written through ----------------------------------------------------------------------------------
+
+# How new content of a view returns to what it views: `(b, whole, new, *the view's arguments) → whole`.
+WRITE_BACK: dict[str, Callable[..., Value]] = {
+    "alias": lambda b, whole, new: new,
+    "detach": lambda b, whole, new: new,
+    "view": lambda b, whole, new, size: b.reshape(new, whole.shape),
+    "unsqueeze": lambda b, whole, new, dim: b.reshape(new, whole.shape),
+    "squeeze": lambda b, whole, new, *dim: b.reshape(new, whole.shape),
+    "transpose": lambda b, whole, new, dim0, dim1: _swapped(b, new, dim0, dim1),
+    "t": lambda b, whole, new: _swapped(b, new, 0, -1),
+    "permute": lambda b, whole, new, dims: b.permute(new, _inverse([axis_of(whole, dim) for dim in dims])),
+    "select": lambda b, whole, new, dim, index: _select_scatter(b, whole, new, dim, index),
+    "slice": lambda b, whole, new, dim, start, end, step: _slice_scatter(b, whole, new, dim, start, end, step),
+}
+
+
+def _inverse(axes: Ints) -> list[int]:
+    return sorted(range(len(axes)), key=lambda i: axes[i])

@@ -78,7 +78,7 @@ def batched(b: Lowering, x: Value, spatial: int, f: Callable[[Value], Value]) ->
 _SAID_ALREADY = frozenset(
     re.findall(
         r"\w+",
-        """dtype layout device pin_memory memory_format non_blocking copy implicit half_to_float momentum cudnn_enabled
+        """dtype layout device pin_memory memory_format non_blocking copy implicit half_to_float momentum cudnn_enable cudnn_enabled
         padding_idx scale_grad_by_freq sparse generator N C HxW num_classes sparse_grad""",
     )
 )

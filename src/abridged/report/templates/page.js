@@ -97,7 +97,12 @@ every("button.copy").forEach((button) => {
   button.hidden = false;
   button.addEventListener("click", () => copy(button));
 });
-addEventListener("beforeprint", () => every("details").forEach((each) => { each.open = each.open || !each.classList.contains("layers"); }));
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = every("details:not(.layers, .meanings)").filter((each) => !each.open);
+  unfolded.forEach((each) => { each.open = true; });
+});
+addEventListener("afterprint", () => unfolded.forEach((each) => { each.open = false; }));
 if (document.getElementById("library")) {
   const failed = (error) => {
     every(".canvas .empty").forEach((text) => { text.textContent = "The plot could not be drawn here. The tables hold the same numbers."; });

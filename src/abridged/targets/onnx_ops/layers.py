@@ -76,17 +76,22 @@ def attention(e: Emitter, q: str, k: str, v: str, mask: str | None, *, causal: b
     rank, dtype = len(e.shape(k)), e.dtype(q)
     keys = e("Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])  # (..., E, S)
     logits = e("Mul", e("MatMul", q, keys), e.literal(scale, dtype))  # (..., T, S)
-    never = e.literal(-math.inf, dtype)
+    never, allowed = e.literal(-math.inf, dtype), None
     if causal:
-        allowed = torch.ones(e.shape(q)[-2], e.shape(k)[-2], dtype=torch.bool).tril()
-        logits = e("Where", e.literal(allowed, torch.bool), logits, never)
-    if mask is None:
-        return e("MatMul", e("Softmax", logits, axis=-1), v)
-    logits = e("Where", mask, logits, never) if e.dtype(mask) == torch.bool else e("Add", logits, mask)
+        allowed = e.literal(torch.ones(e.shape(q)[-2], e.shape(k)[-2], dtype=torch.bool).tril(), torch.bool)
+    if mask is not None and e.dtype(mask) == torch.bool:
+        allowed = mask if allowed is None else e("And", mask, allowed)
+    elif mask is not None:
+        logits = e("Add", logits, mask)
+    if allowed is not None:
+        logits = e("Where", allowed, logits, never)
     weights = e("Softmax", logits, axis=-1)
-    if _may_blind(e.known(mask)) or causal:
-        highest = e("ReduceMax", logits, e.literal([-1]), keepdims=1)
-        weights = e("Where", e("Equal", highest, never), e.literal(0, dtype), weights)
+    if mask is not None and (causal or _may_blind(e.known(mask))):
+        # A row of −∞ alone has become NaN: what was not allowed weighs nothing there either.
+        if e.dtype(mask) != torch.bool:
+            seen = e("Not", e("Equal", mask, never))
+            allowed = seen if allowed is None else e("And", seen, allowed)
+        weights = e("Where", allowed, weights, e.literal(0, dtype))
     return e("MatMul", weights, v)
 
 

@@ -55,8 +55,13 @@ def slice(e: Emitter, x: str, *, axis: int, start: int, stop: int, step: int) ->
 
 @EMIT.entry("pad")
 def pad(e: Emitter, x: str, *, padding: tuple[tuple[int, int], ...], mode: str, value: float) -> str:
+    if mode == "circular":  # a mode that not every runtime knows
+        for axis, (before, after) in enumerate(padding):
+            size = e.result.shape[axis] - before - after
+            x = e("Gather", x, e.literal(np.arange(-before, size + after) % size), axis=axis) if before or after else x
+        return x
     pads = e.literal([before for before, _ in padding] + [after for _, after in padding])
-    name = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+    name = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}[mode]
     dtype = e.dtype(x)
     if dtype in NARROW:
         return e.cast(e("Pad", e.cast(x, torch.int32), pads, e.literal(value, torch.int32), mode=name), dtype)
@@ -66,7 +71,7 @@ def pad(e: Emitter, x: str, *, padding: tuple[tuple[int, int], ...], mode: str, 
 @EMIT.entry("roll")
 def roll(e: Emitter, x: str, *, shifts: Ints, axes: Ints) -> str:
     for shift, axis in zip(shifts, axes, strict=True):
-        size = e.shape(x)[axis] if x in e.graph.values else e.result.shape[axis]
+        size = e.result.shape[axis]
         start = -shift % size if size else 0
         if start:
             x = e("Concat", e.cut(x, axis, start, size), e.cut(x, axis, 0, start), axis=axis)

@@ -1,0 +1,268 @@
+"""Distillation: the loss against plain arithmetic, and a teacher of which not a bit changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from abridged.data import Batch, Data
+from abridged.distillation.distill import distill, distill_fit
+from abridged.distillation.losses import LOSSES, Outputs, kd
+from abridged.errors import InputError
+from abridged.training import Callback, Moment, TrainingError, fit
+
+X = torch.randn(90, 6, generator=torch.Generator().manual_seed(1))
+Y = X[:, :3].argmax(1)
+
+
+def data(**changes: Any) -> Data:
+    return Data((X[:60], Y[:60]), (X[60:75], Y[60:75]), (X[75:], Y[75:]), **changes)
+
+
+def network(classes: int = 3, seed: int = 0, width: int = 8) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, classes)
+    )
+
+
+def fixed(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# -- the loss, by hand
+
+
+def kd_by_hand(
+    s: list[list[float]], t: list[list[float]], y: list[int], temperature: float, alpha: float
+) -> tuple[float, list[list[float]]]:
+    """The value and its gradient with respect to s, in Python's own floats, from the formula alone."""
+
+    def softmax(row: list[float], scale: float) -> list[float]:
+        powers = [math.exp(v / scale) for v in row]
+        return [p / sum(powers) for p in powers]
+
+    n, value, gradient = len(s), 0.0, []
+    for mine, taught, label in zip(s, t, y, strict=True):
+        p, q, r = softmax(mine, temperature), softmax(taught, temperature), softmax(mine, 1.0)
+        kl = sum(qc * (math.log(qc) - math.log(pc)) for qc, pc in zip(q, p, strict=True))
+        value += ((1 - alpha) * -math.log(r[label]) + alpha * temperature**2 * kl) / n
+        gradient.append([
+            ((1 - alpha) * (r[c] - (c == label)) + alpha * temperature * (p[c] - q[c])) / n for c in range(len(mine))
+        ])  # fmt: skip
+    return value, gradient
+
+
+@pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.7), (1.0, 0.5), (20.0, 1.0), (0.5, 0.3), (2.0, 0.0)])
+def test_kd_equals_the_formula_in_value_and_gradient(temperature: float, alpha: float) -> None:
+    s, t, y = 3 * fixed(1, 5, 4), 3 * fixed(2, 5, 4), torch.tensor([0, 3, 1, 1, 2])
+    value, gradient = kd_by_hand(s.tolist(), t.tolist(), y.tolist(), temperature, alpha)
+    s.requires_grad_()
+    loss = kd(Outputs(s), Outputs(t), Batch(None, y), temperature=temperature, alpha=alpha)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-12)
+    assert s.grad is not None
+    assert torch.allclose(s.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-11, atol=1e-14)
+
+
+def test_kd_golden_numbers() -> None:
+    """Two classes, T = 2, α = ½, worked out on paper: softmax((2, 0)/2) = (e, 1)/(e + 1), softmax((0, 0)/2) = (½, ½)."""
+    s, t = torch.tensor([[0.0, 0.0]], dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    e = math.e
+    kl = e / (e + 1) * math.log(2 * e / (e + 1)) + 1 / (e + 1) * math.log(2 / (e + 1))
+    loss = kd(Outputs(s), Outputs(t), Batch(None, torch.tensor([1])), temperature=2.0, alpha=0.5)
+    assert loss.item() == pytest.approx(0.5 * math.log(2) + 0.5 * 4 * kl, rel=1e-14)
+    assert loss.item() == pytest.approx(0.568462, abs=5e-7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), temperature=st.floats(0.2, 20), alpha=st.floats(0, 1))
+def test_kd_laws(seed: int, temperature: float, alpha: float) -> None:
+    s, t, y = fixed(seed, 6, 5), fixed(seed + 1, 6, 5), torch.arange(6) % 5
+    batch = Batch(None, y)
+
+    def loss(s: Tensor, t: Tensor, alpha: float = alpha, temperature: float = temperature) -> float:
+        return kd(Outputs(s), Outputs(t), batch, temperature=temperature, alpha=alpha).item()
+
+    cross_entropy = nn.functional.cross_entropy(s, y).item()
+    assert loss(s, t, alpha=0.0) == cross_entropy
+    assert loss(s, s, alpha=1.0) == 0
+    assert loss(s, t, alpha=1.0) >= 0
+    assert loss(s, t) == pytest.approx((1 - alpha) * cross_entropy + alpha * loss(s, t, alpha=1.0), rel=1e-9)
+    assert loss(s, t + 7.0) == pytest.approx(loss(s, t), rel=1e-9), "logits are defined up to a constant"
+    assert loss(temperature * s, temperature * t, alpha=1.0) == pytest.approx(
+        temperature**2 * loss(s, t, alpha=1.0, temperature=1.0), rel=1e-9
+    ), "the scale T²"
+
+
+def test_soft_gradients_keep_their_size_as_the_temperature_grows() -> None:
+    """For T → ∞ the gradient tends to (s − t) / (N C) for logits of zero mean (Hinton et al. 2015, equation 4)."""
+    s, t = (z - z.mean(1, keepdim=True) for z in (fixed(3, 4, 5), fixed(4, 4, 5)))
+    s.requires_grad_()
+    kd(Outputs(s), Outputs(t), Batch(None, None), temperature=1e4, alpha=1.0).backward()
+    assert torch.allclose(s.grad, (s - t).detach() / 20, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_law_every_loss_is_a_differentiable_scalar_that_leaves_the_teacher(name: str) -> None:
+    s, t = fixed(5, 6, 4).requires_grad_(), fixed(6, 6, 4)
+    before = t.clone()
+    loss = LOSSES[name](Outputs(s), Outputs(t), Batch(None, torch.arange(6) % 4), temperature=3.0, alpha=0.6)
+    assert loss.ndim == 0
+    assert loss.isfinite()
+    assert torch.autograd.gradcheck(
+        lambda s: LOSSES[name](Outputs(s), Outputs(t), Batch(None, torch.arange(6) % 4), temperature=3.0, alpha=0.6), s
+    )
+    assert torch.equal(t, before)
+    assert LOSSES.summary(name)
+
+
+# -- training
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_not_a_bit_of_the_teacher_changes() -> None:
+    teacher, student = network(seed=1), network(seed=2)
+    teacher.train()
+    teacher[2].eval()
+    teacher[0].weight.requires_grad_(False)
+    before, pointers = state(teacher), [p.data_ptr() for p in teacher.parameters()]
+    modes = [module.training for module in teacher.modules()]
+    seen = []
+
+    class Look(Callback):
+        def on_step(self, moment: Moment) -> None:
+            seen.append([module.training for module in teacher.modules()])
+
+    given = student[0].weight
+    assert distill(student, teacher, data(), epochs=3, callbacks=[Look()]) is student
+    assert student[0].weight is given, "parameter objects stay"
+    assert same(before, state(teacher))
+    assert [module.training for module in teacher.modules()] == modes
+    assert not any(any(look) for look in seen)
+    assert [p.requires_grad for p in teacher.parameters()] == [False] + [True] * 5
+    assert all(p.grad is None for p in teacher.parameters())
+    assert [p.data_ptr() for p in teacher.parameters()] == pointers
+    assert not teacher._forward_hooks
+
+
+def test_alpha_0_is_training_on_the_labels_to_the_bit() -> None:
+    taught, alone = network(seed=2), network(seed=2)
+    history = distill_fit(taught, network(seed=1), data(), alpha=0.0, epochs=3)
+    assert history == fit(alone, data(), epochs=3)
+    assert same(state(taught), state(alone))
+
+
+def test_a_student_learns_the_teacher_without_labels() -> None:
+    teacher = network(seed=1, width=32)
+    fit(teacher, data(), epochs=60, optimizer=lambda p: torch.optim.Adam(p, 0.02))
+    unlabelled = Data((X[:60], None), (X[60:75], Y[60:75]), (X[75:], Y[75:]))
+    student = network(seed=2)
+    history = distill_fit(
+        student, teacher, unlabelled, alpha=1.0, epochs=60, optimizer=lambda p: torch.optim.Adam(p, 0.02)
+    )
+    agree = (student.eval()(X).argmax(1) == teacher.eval()(X).argmax(1)).double().mean()
+    assert agree > 0.85
+    assert history.loss[-1] < 0.3 * history.loss[0]
+    assert history.metric[-1] > 0.5
+
+
+def test_it_resumes_exactly_and_only_with_the_same_teacher(tmp_path: Any) -> None:
+    class Stop(Callback):
+        def on_step(self, moment: Moment) -> None:
+            if moment.step == 5:
+                raise KeyboardInterrupt
+
+    teacher = network(seed=1)
+
+    def run(**options: Any) -> nn.Module:
+        return distill(
+            network(seed=2), **{"teacher": teacher, "data": data(), "epochs": 4, "batch_size": 20, **options}
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=tmp_path, callbacks=[Stop()])
+    assert teacher.training
+    with pytest.raises(InputError, match="other teacher"):
+        run(checkpoint=tmp_path, callbacks=[Callback()], teacher=network(seed=3))
+    with pytest.raises(InputError, match="other distillation"):
+        run(checkpoint=tmp_path, callbacks=[Callback()], temperature=3.0)
+    assert same(state(run(checkpoint=tmp_path, callbacks=[Callback()])), state(run()))
+
+
+# -- mistakes
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :3], x
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "temperature must be positive, not 0": {"temperature": 0},
+    "temperature must be positive, not -1": {"temperature": -1},
+    "temperature must be positive, not nan": {"temperature": math.nan},
+    "temperature must be positive, not inf": {"temperature": math.inf},
+    r"alpha, .* between 0 and 1, not 1\.5": {"alpha": 1.5},
+    r"alpha, .* between 0 and 1, not -0\.1": {"alpha": -0.1},
+    "alpha, .* not nan": {"alpha": math.nan},
+    "the teacher has 5 classes and the student 3": {"teacher": network(5)},
+    "the model gives tuple, no tensor": {"teacher": Silent()},
+    "unknown distillation loss 'hinton'": {"loss": "hinton"},
+    "distillation is for classification": {"data": Data((X, X[:, :3]), (X, X[:, :3]), loss="mse", metric="mse")},
+    "label 5 is out of range": {"data": Data((X, Y + 3), (X, Y))},
+    r"there are no targets \(y is None\)": {"data": Data((X, None), (X, None))},
+    "epochs must be a whole number": {"epochs": 0},
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_mistakes_are_one_clear_line_and_change_nothing(line: str) -> None:
+    student, teacher = network(seed=2), network(seed=1)
+    before = state(student)
+    with pytest.raises(InputError, match=line) as error:
+        distill(student, **{"teacher": teacher, "data": data(), "epochs": 1, **BAD[line]})
+    assert "\n" not in str(error.value)
+    assert same(before, state(student))
+
+
+def test_a_teacher_that_is_the_student() -> None:
+    model = network()
+    with pytest.raises(InputError, match=r"the teacher is the student: give a copy, copy\.deepcopy"):
+        distill(model, model, data())
+    other = network(seed=1)
+    other[0] = model[0]
+    with pytest.raises(InputError, match="the teacher shares parameters with the student"):
+        distill(model, other, data())
+    distill(model, copy.deepcopy(model), data(), epochs=1)
+
+
+def test_nan_in_teacher_or_training() -> None:
+    teacher = network(seed=1)
+    with torch.no_grad():
+        teacher[4].bias[0] = math.nan
+    with pytest.raises(InputError, match="the teacher gives NaN or infinity"):
+        distill(network(), teacher, data())
+    with pytest.raises(TrainingError, match="learning rate is probably too high"):
+        distill(
+            network(), network(seed=1), data(), optimizer=lambda p: torch.optim.SGD(p, 1e38), epochs=3, batch_size=8
+        )
+
+
+def test_shapes_that_differ_beyond_classes() -> None:
+    with pytest.raises(InputError, match=r"logits of shape \(2, 3\) and the teacher \(2, 4\)"):
+        kd(Outputs(torch.zeros(2, 3)), Outputs(torch.zeros(2, 4)), Batch(None, torch.zeros(2).long()))
