@@ -111,10 +111,10 @@ def _call(
     pointers += [f"const float *p{i} = a->in[{i}]{base(i + 1)};" for i in range(len(reads))]
 
     def body(count: str) -> str:
-        loads = [_load(i, stride, count) for i, stride in enumerate(inner[1:])]
+        loads = [vector_load(f"x{i}", f"(p{i} + j * {stride})", stride, count) for i, stride in enumerate(inner[1:])]
         result = text.format(*(f"x{i}" for i in range(len(reads))))
         result = f"v_and({result}, i_load(a->mask + j))" if masked else result
-        return " ".join(loads) + " " + _store(inner[0], result, count)
+        return " ".join(loads) + " " + vector_store(f"(out + j * {inner[0]})", inner[0], result, count)
 
     tail = f"if (j < {n}) {{ {body(f'{n} - j')} }}" if masked is False else "/*gap*/"
     code = _TEMPLATE.format(tasks=prod(sizes), pointers=" ".join(pointers), n=n, full=body(""), tail=tail)
@@ -125,15 +125,17 @@ def _two(shape: tuple[int, ...], reads: Sequence[Layout], write: Layout) -> list
     return [(n, tuple(layout.strides[i] for layout in (write, *reads))) for i, n in enumerate(shape)]
 
 
-def _load(i: int, stride: int, count: str) -> str:
+def vector_load(name: str, address: str, stride: int, count: str) -> str:
+    """C that defines a vector of elements `stride` apart; only the first `count` where it is not empty."""
     if stride == 0:
-        return f"V x{i} = v_set(*p{i});"
+        return f"V {name} = v_set(*{address});"
     if stride == 1:
-        return f"V x{i} = v_load_n(p{i} + j, {count});" if count else f"V x{i} = v_load(p{i} + j);"
-    return f"V x{i} = v_gather(p{i} + j * {stride}, {stride}, {count or 'LANES'});"
+        return f"V {name} = v_load_n({address}, {count});" if count else f"V {name} = v_load({address});"
+    return f"V {name} = v_gather({address}, {stride}, {count or 'LANES'});"
 
 
-def _store(stride: int, value: str, count: str) -> str:
+def vector_store(address: str, stride: int, value: str, count: str) -> str:
+    """C that stores a vector likewise."""
     if stride == 1:
-        return f"v_store_n(out + j, {value}, {count});" if count else f"v_store(out + j, {value});"
-    return f"v_scatter(out + j * {stride}, {stride}, {value}, {count or 'LANES'});"
+        return f"v_store_n({address}, {value}, {count});" if count else f"v_store({address}, {value});"
+    return f"v_scatter({address}, {stride}, {value}, {count or 'LANES'});"

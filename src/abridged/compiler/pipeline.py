@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import abridged.compiler.pool  # noqa: F401  (its entries of LOWER)
+import abridged.compiler.columns  # noqa: F401  (its entries of LOWER)
 from abridged.compiler.emit import Sources, emit
 from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants
 from abridged.compiler.fuse import fuse

@@ -34,16 +34,6 @@ def _adaptive(low: Lowering, group: Group) -> None:
     pool(low, replace(node, op=node.op.removeprefix("adaptive_"), attrs=attrs), y)
 
 
-@LOWER.entry("mean")
-def _mean(low: Lowering, group: Group) -> None:
-    node = group.anchor
-    x = node.inputs[0] or ""
-    rank = len(low.shape(x))
-    if rank not in (3, 4) or tuple(node.attrs["axes"]) != tuple(range(2, rank)):  # type: ignore[arg-type]
-        raise low.refuse(node, f"over axes {node.attrs['axes']}")
-    mean(low, node, group.output)
-
-
 def mean(low: Lowering, node: Node, y: str) -> None:
     """Each map's average; y (N, C, …) has one position per map, or no position axes at all."""
     x = node.inputs[0] or ""
