@@ -106,7 +106,10 @@ class Lowering:
             dtype = self.value(name).dtype
             if str(dtype) != "torch.float32":
                 raise self.refuse(node, f"of {str(dtype).removeprefix('torch.')}")
-        LOWER["elementwise" if node.op in EXPRESSIONS else node.op](self, group)
+        op = "elementwise" if node.op in EXPRESSIONS else node.op
+        if op not in LOWER:
+            raise self.refuse(node)
+        LOWER[op](self, group)
 
     def _copy(self, node: Node, value: Value, source: Layout, target: Layout) -> Layout:
         self.elementwise(node, value.shape, [source], target, "{0}")
