@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -42,16 +43,37 @@ def find_compiler(cc: str | None = None) -> tuple[str, ...]:
 
 def machine_flags(cpu: str = "native") -> tuple[str, ...]:
     """Compiler flags for a CPU; `native` is this one, any other name is the compiler's own."""
-    wide = "avx512f" in _cpu_flags() if cpu == "native" else cpu == "x86-64-v4"
+    wide = "avx512f" in cpu_flags() if cpu == "native" else cpu == "x86-64-v4"
     return (f"-march={cpu}", *(("-mprefer-vector-width=512",) if wide else ()))
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU as Linux names them; none where the system does not say."""
+    return frozenset(_cpu_line("flags").split())
+
+
+def needed_flags(cpu: str) -> frozenset[str]:
+    """What a CPU must have to run code built for `cpu`; a name of the compiler's own is taken on trust."""
+    vector = frozenset({"avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "bmi2"})
+    return cpu_flags() & vector if cpu == "native" else frozenset()
+
+
+def cpu_name() -> str:
+    """This CPU's model name, or its architecture where the system does not say."""
+    return _cpu_line("model name") or platform.machine()
+
+
+def _cpu_line(label: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(label)), "")
+
+
+def compiler_version(compiler: Sequence[str]) -> str:
+    """The first line of what the compiler says of itself."""
+    return run([*compiler, "--version"]).partition("\n")[0]
 
 
 def build_library(
@@ -74,9 +96,11 @@ def build_library(
         run([*compiler, "-shared", "-o", str(out), *objects, "-lm", "-lpthread"])
 
 
-def run(command: Sequence[str]) -> None:
+def run(command: Sequence[str]) -> str:
+    """What a command prints. Raises `CompilerError` when it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
         first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
         raise CompilerError(f"the C compiler failed: {first.strip()}  [{' '.join(command)}]")
+    return done.stdout

@@ -10,6 +10,7 @@ from abridged import kernels
 from abridged.compiler.plan import Choice, Plan, Step
 
 SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster way
+UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
 
 
 def select(plan: Plan) -> Plan:
@@ -29,8 +30,10 @@ def choices(step: Step) -> tuple[Choice, ...]:
     if not call.family:
         return step.choices
     able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
-    sparse = step.weight is not None and np.mean(step.weight == 0) >= SPARSE
-    able.sort(key=lambda family: (family.format == "dense") == sparse)
+    zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
+    able.sort(key=lambda family: (family.format == "dense") == (zeros >= SPARSE))
+    if not UNDECIDED[0] < zeros < UNDECIDED[1]:
+        able = [family for family in able if (family.format == "dense") == (able[0].format == "dense")]
     return tuple(
         Choice(replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items()))
         for family in able
