@@ -1,7 +1,11 @@
 """Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
 
-import os
-import threading
+import json
+
+import subprocess
+import sys
+import threading as python_threads
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from abridged import targets
-from abridged.compiler.build import find_compiler
+from abridged.compiler import threads
+from abridged.compiler.build import build_library, find_compiler
+from abridged.compiler.library import Library
+from abridged.compiler.pipeline import compile_graph
 from abridged.errors import InputError, UnsupportedError
 from abridged.graph.capture import capture
 from abridged.graph.interpret import interpret
@@ -22,7 +29,7 @@ def agrees(module: nn.Module, x: Tensor, threads: int = 2) -> None:
     graph = capture(module.eval(), x)
     exact = interpret(graph, x, dtype=torch.float64)
     bound = max(8 * (module(x) - exact).abs().max().item(), 4e-6 * exact.abs().max().item())
-    with targets.build(graph, "native", threads=threads) as artifact:
+    with targets.build(graph, "native", threads=threads, tune=False) as artifact:
         assert (artifact(x) - exact).abs().max().item() <= bound
 
 
@@ -119,7 +126,7 @@ def test_equal_bits_for_any_number_of_threads(network: nn.Module) -> None:
     x = torch.randn(1, 3, 33, 29)
     graph, answers = capture(network, x), []
     for threads in (1, 2, 5):
-        with targets.build(graph, "native", threads=threads) as artifact:
+        with targets.build(graph, "native", threads=threads, tune=False) as artifact:
             answers += [artifact(x) for _ in range(20)]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
 
@@ -133,7 +140,7 @@ def test_two_artifacts_in_two_python_threads(network: nn.Module) -> None:
         def call(artifact: targets.artifact.Artifact) -> None:
             wrong.extend(not torch.equal(artifact(x), expected) for _ in range(50))
 
-        callers = [threading.Thread(target=call, args=(artifact,)) for artifact in (a, b, a)]
+        callers = [python_threads.Thread(target=call, args=(artifact,)) for artifact in (a, b, a)]
         for caller in callers:
             caller.start()
         for caller in callers:
@@ -141,7 +148,7 @@ def test_two_artifacts_in_two_python_threads(network: nn.Module) -> None:
         assert len(wrong) == 150 and not any(wrong)
 
 
-def test_reloaded_and_closed(network: nn.Module, tmp_path: os.PathLike[str]) -> None:
+def test_reloaded_and_closed(network: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(1, 3, 33, 29)
     built = targets.build(capture(network, x), "native", tmp_path / "net", threads=1)
     with targets.load(tmp_path / "net", threads=2) as again:
@@ -186,3 +193,50 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         find_compiler()
     with pytest.raises(InputError, match="'tinycc' was not found"):
         find_compiler("tinycc")
+
+
+def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    with targets.build(capture(network, x), "native", tmp_path / "net", tune=False, threads=2) as artifact:
+        expected = artifact(x).numpy()
+    np.save(tmp_path / "x.npy", x.numpy())
+    bare = "import sys; sys.modules['torch'] = sys.modules['abridged'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    command = [sys.executable, "-c", bare, str(tmp_path / "net" / "run.py"), "x.npy"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
+
+
+def test_target_c_is_sources_that_build(network: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    graph = capture(network, x)
+    with targets.build(graph, "c", tmp_path / "net") as artifact:
+        assert (artifact(x) - interpret(graph, x, dtype=torch.float64)).abs().max() < 1e-6
+    subprocess.run(["make", "-s", "-C", str(tmp_path / "net"), "main"], check=True)
+    said = subprocess.run(["./main"], cwd=tmp_path / "net", check=True, capture_output=True, text=True).stdout
+    expected = interpret(graph, torch.zeros_like(x))[0, :8]
+    np.testing.assert_allclose([float(n) for n in said.split()], expected.detach().numpy(), rtol=1e-4)
+    bench = subprocess.run(["make", "-s", "bench"], cwd=tmp_path / "net", check=True, capture_output=True, text=True)
+    assert json.loads(bench.stdout)["least_ms"] > 0
+
+
+@pytest.mark.parametrize("without", ["fold_constants", "fold_batch_norms", "drop_dead", "fuse", "reuse"])
+def test_every_pass_is_optional(without: str, tmp_path: Path) -> None:
+    module, x = Block(5, 3, nn.SiLU()).eval(), torch.randn(2, 5, 7, 9)
+    graph = capture(module, x)
+    sources = compile_graph(graph, without=[without])
+    for name, content in sources.files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "threads.c").write_bytes(threads.source())
+    build_library({"model.c": 1, "threads.c": 1}, tmp_path, tmp_path / "model.so", compiler=find_compiler(), flags=[])
+    library, out = Library(tmp_path, 2), np.empty((2, 5, 7, 9), np.float32)
+    library.run([x.numpy()], [out])
+    library.close()
+    assert np.abs(out - interpret(graph, x, dtype=torch.float64).detach().numpy()).max() < 1e-5
+
+
+def test_tuning_is_remembered(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    graph = capture(network, torch.zeros(1, 3, 33, 29))
+    targets.build(graph, "native").close()
+    monkeypatch.setattr("abridged.compiler.tune._measured", lambda *_: pytest.fail("measured again"))
+    targets.build(graph, "native").close()

@@ -47,7 +47,16 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def fold_batch_norms(graph: Graph) -> Graph:
-    """Multiply a batch norm into the weights of the convolution or linear layer that alone feeds it; any other becomes x · scale + shift."""
+    """Multiply a batch norm into the weights of the convolution or linear layer that alone feeds it."""
+    return _without_batch_norms(graph, absorb=True)
+
+
+def lower_batch_norms(graph: Graph) -> Graph:
+    """Every batch norm as x · scale + shift."""
+    return _without_batch_norms(graph, absorb=False)
+
+
+def _without_batch_norms(graph: Graph, absorb: bool) -> Graph:
     edit = _Editor(graph)
     uses = Counter(name for node in graph for name in node.inputs) + Counter(graph.outputs)
     producers: dict[str, int] = {}
@@ -60,7 +69,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
         x, y = node.inputs[0], node.outputs[0]
         assert x is not None
         before = edit.nodes[producers[x]] if x in producers else None
-        if before is not None and uses[x] == 1 and _absorbs(before, edit):
+        if absorb and before is not None and uses[x] == 1 and _absorbs(before, edit):
             edit.nodes[producers[x]] = _absorbed(edit, before, scale, shift, y)
             producers[y] = producers[x]
         else:

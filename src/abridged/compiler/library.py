@@ -1,9 +1,15 @@
-"""A built network in this process: the shared library with its weights, arena and threads, through ctypes."""
+"""A built network in this process: the shared library with its weights, arena and threads, through ctypes.
+
+This file needs numpy alone. Every artifact carries it as run.py, which runs the network where nothing else is installed:
+`python run.py x.npy` writes output0.npy …; from Python, `Network(Path("folder"))(x)` gives the list of outputs."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
+import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -13,8 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from abridged.errors import InputError
 
 Array = NDArray[Any]
 
@@ -45,12 +49,12 @@ class Library:
         self._lock = threading.Lock()
         self._pool = ctypes.c_void_p(self._library.pool_open(threads))
         if not self._pool:
-            raise InputError(f"{threads} threads could not be started; ask for fewer")
+            raise RuntimeError(f"{threads} threads could not be started; ask for fewer")
 
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array], parallel_for: Any = None) -> None:
         with self._lock:
             if not self._pool:
-                raise InputError("the artifact is closed; load it again with ab.load")
+                raise RuntimeError("the network is closed")
             self._library.model_run(
                 (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs)),
                 (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs)),
@@ -80,5 +84,31 @@ class Library:
                 self._library.pool_close(pool)
 
 
+class Network:
+    """An artifact folder as a function of its flat inputs."""
+
+    def __init__(self, directory: Path, threads: int = os.cpu_count() or 1) -> None:
+        signature = json.loads((directory / "abridged.json").read_bytes())["signature"]
+        self._inputs, self._outputs = signature["inputs"], signature["outputs"]
+        self._library = Library(directory, threads)
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        """Raises `ValueError` for a wrong count, shape or dtype."""
+        given, wanted = ([(list(x.shape), str(x.dtype)) for x in inputs], [(p["shape"], p["dtype"]) for p in self._inputs])
+        if given != wanted:
+            raise ValueError(f"the network takes {wanted}, not {given}")
+        outputs = [np.empty(port["shape"], port["dtype"]) for port in self._outputs]
+        self._library.run([np.ascontiguousarray(x) for x in inputs], outputs)
+        return outputs
+
+    def close(self) -> None:
+        self._library.close()
+
+
 def _pointer(array: Array) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
+
+
+if __name__ == "__main__":
+    for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
+        np.save(f"output{i}.npy", output)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import abridged.compiler.columns  # noqa: F401  (its entries of LOWER)
 from abridged.compiler.emit import Sources, emit
-from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants
+from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants, lower_batch_norms
 from abridged.compiler.fuse import fuse
 from abridged.compiler.geometry import Geometry
 from abridged.compiler.lower import Lowering
@@ -31,6 +31,7 @@ def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
     for name, rewrite in PASSES.items():
         if name not in without:
             graph = verify(rewrite(graph))
+    graph = verify(lower_batch_norms(graph))
     groups = fuse(graph, enabled="fuse" not in without)
     lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
     return plan_memory(select(lowered), reuse="reuse" not in without)

@@ -56,6 +56,14 @@ def native() -> Target:
     return TARGET
 
 
+@TARGETS.entry("c")
+def c() -> Target:
+    """C sources and weights alone, for a cross compiler: no threads, no allocation, one arena."""
+    from abridged.targets.c import TARGET
+
+    return TARGET
+
+
 def build(
     graph: Graph,
     target: str = "onnxruntime",

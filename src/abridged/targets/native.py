@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from abridged import files
+from abridged.compiler import library, threads
 from abridged.compiler.build import build_library, compiler_version, cpu_flags, cpu_name, find_compiler, machine_flags, needed_flags
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library
@@ -21,22 +22,19 @@ from abridged.compiler.plan import Plan
 from abridged.compiler.tune import tune
 from abridged.errors import InputError
 from abridged.graph.graph import Graph
+from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
 from abridged.targets import Target
 from abridged.targets.artifact import Array, Manifest, Signature, random_inputs, thread_count
-from abridged.graph.structure import flatten
-
-_THREADS_C = Path(__file__).parents[1] / "compiler" / "threads.c"
-
 
 class NativeEngine:
     """The library, and which module path each of its steps belongs to."""
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         built_for = (directory / "cpu.txt").read_text()
         if missing := set(built_for.split()) - cpu_flags():
             raise InputError(f"{directory}: was built for a CPU that has {min(missing)}, which this one lacks; build it again here")
-        self._library, self._process = Library(directory, threads), os.getpid()
+        self._library, self._process = Library(directory, count), os.getpid()
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -67,7 +65,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         sources = emit(plan)
         for name, content in sources.files.items():
             files.write_atomic(folder / name, content)
-        files.write_atomic(folder / "threads.c", _THREADS_C.read_bytes())
+        files.write_atomic(folder / "threads.c", threads.source())
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
@@ -80,6 +78,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         machine = " ".join((cpu_name(), compiler_version(compiler), *flags, kernels))
         chosen = tune(chosen, build, machine, thread_count(None), inputs, outputs)
     build(chosen, directory)
+    files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
     files.write_atomic(directory / "cpu.txt", " ".join(sorted(needed_flags(options["cpu"]))).encode())
 
 
