@@ -1,7 +1,6 @@
 """Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
 
 import json
-
 import subprocess
 import sys
 import threading as python_threads
@@ -145,7 +144,8 @@ def test_two_artifacts_in_two_python_threads(network: nn.Module) -> None:
             caller.start()
         for caller in callers:
             caller.join()
-        assert len(wrong) == 150 and not any(wrong)
+        assert len(wrong) == 150
+        assert not any(wrong)
 
 
 def test_reloaded_and_closed(network: nn.Module, tmp_path: Path) -> None:
@@ -155,7 +155,8 @@ def test_reloaded_and_closed(network: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(again(x), built(x))
         assert isinstance(again(x.numpy()), np.ndarray)
         times = again.layer_times((x.numpy(),), runs=2)
-        assert times is not None and "2" in times
+        assert times is not None
+        assert "2" in times
     with pytest.raises(InputError, match="closed"):
         again(x)
     built.close()

@@ -76,7 +76,7 @@ def _axes(node: Node, rank: int) -> tuple[int, ...]:
     if node.op == "layer_norm":
         return tuple(range(rank - len(node.attrs["normalized_shape"]), rank))  # type: ignore[arg-type]
     axes = node.attrs.get("axes", (node.attrs.get("axis"),))
-    return tuple(sorted(axes))  # type: ignore[arg-type,type-var]
+    return tuple(sorted(axes))  # type: ignore[arg-type]
 
 
 def _strides(rank: int, axes: Sequence[int], keepdim: bool, target: Layout, keeps: bool) -> tuple[int, ...]:

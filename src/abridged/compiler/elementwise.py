@@ -35,11 +35,7 @@ EXPRESSIONS: Mapping[str, str | Callable[[Attrs], str]] = {
     "minimum": "v_min({0}, {1})",
     "neg": "(-{0})",
     "reciprocal": "(1.0f / {0})",
-    **{
-        op: f"v_{op}({{0}})"
-        for op in ("abs", "sqrt", "exp", "log", "erf", "relu", "sigmoid", "silu", "tanh", "mish")
-        + ("hardsigmoid", "hardswish")
-    },
+    **{op: f"v_{op}({{0}})" for op in "abs sqrt exp log erf relu sigmoid silu tanh mish hardsigmoid hardswish".split()},
     "rsqrt": "(1.0f / v_sqrt({0}))",
     "gelu": lambda a: "v_gelu_tanh({0})" if a["approximate"] == "tanh" else "v_gelu({0})",
     "clamp": _clamp,

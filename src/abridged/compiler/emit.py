@@ -119,7 +119,12 @@ def emit(plan: Plan) -> Sources:
         ]
     )
     paths = "".join(f"{step.node.path}\n" for step in plan.steps)
-    files = {"model.c": source.encode(), "model.h": header.encode(), "weights.bin": weights, "steps.txt": paths.encode()}
+    files = {
+        "model.c": source.encode(),
+        "model.h": header.encode(),
+        "weights.bin": weights,
+        "steps.txt": paths.encode(),
+    }
     return Sources(files, len(parts) + 1)
 
 
@@ -145,7 +150,11 @@ def _parts(instances: list[str], size: int = 60_000) -> list[list[str]]:
 
 
 def _part(i: int, texts: list[str]) -> str:
-    guard = "#ifndef PART\n#define PART -1 /* all of them; or the number of one part to compile alone */\n#endif\n" if i == 0 else ""
+    guard = (
+        "#ifndef PART\n#define PART -1 /* all of them; or the number of one part to compile alone */\n#endif\n"
+        if i == 0
+        else ""
+    )
     return f"{guard}#if PART < 0 || PART == {i}\n" + "\n".join(texts) + "#endif\n"
 
 
@@ -177,7 +186,9 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
     else:
         inputs = ", ".join(map(address, step.reads)) or "0"
         arguments = f"struct nest a = {{{{{inputs}}}, {address(step.write)}, {mask}}}"
-    return f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
+    return (
+        f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
+    )
 
 
 def _packed(step: Step) -> bytes:

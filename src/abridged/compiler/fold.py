@@ -80,8 +80,12 @@ def _without_batch_norms(graph: Graph, absorb: bool) -> Graph:
 def _affine(edit: _Editor, node: Node) -> tuple[Tensor, Tensor]:
     """scale = weight / √(var + eps), shift = bias − mean · scale, in float64."""
     weight, bias, mean, var = (None if t is None else t.double() for t in map(edit.tensor, node.inputs[1:]))
-    assert mean is not None and var is not None
-    scale = (1 if weight is None else weight) / torch.sqrt(var + float(node.attrs["eps"]))  # type: ignore[arg-type]
+    assert mean is not None
+    assert var is not None
+    eps = node.attrs["eps"]
+    assert isinstance(eps, float)
+    deviation = torch.sqrt(var + eps)
+    scale = deviation.reciprocal() if weight is None else weight / deviation
     return scale, (0 if bias is None else bias) - mean * scale
 
 

@@ -94,7 +94,10 @@ class Network:
 
     def __call__(self, *inputs: Array) -> list[Array]:
         """Raises `ValueError` for a wrong count, shape or dtype."""
-        given, wanted = ([(list(x.shape), str(x.dtype)) for x in inputs], [(p["shape"], p["dtype"]) for p in self._inputs])
+        given, wanted = (
+            [(list(x.shape), str(x.dtype)) for x in inputs],
+            [(p["shape"], p["dtype"]) for p in self._inputs],
+        )
         if given != wanted:
             raise ValueError(f"the network takes {wanted}, not {given}")
         outputs = [np.empty(port["shape"], port["dtype"]) for port in self._outputs]

@@ -163,7 +163,10 @@ def _elementwise(low: Lowering, group: Group) -> None:
 
 def broadcast(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Layout:
     """A value seen as of a larger shape, as numpy broadcasts."""
-    strides = [0 if n == 1 and m != 1 else s for n, m, s in zip(shape, wanted[len(wanted) - len(shape) :], layout.strides, strict=True)]
+    strides = [
+        0 if n == 1 and m != 1 else s
+        for n, m, s in zip(shape, wanted[len(wanted) - len(shape) :], layout.strides, strict=True)
+    ]
     return replace(layout, strides=(0,) * (len(wanted) - len(shape)) + tuple(strides))
 
 
@@ -373,9 +376,7 @@ def split_phases(
     return target, offsets
 
 
-def _two_axes(
-    low: Lowering, node: Node, window: Window, spatial: Sequence[int], strides: tuple[int, ...]
-) -> Macros:
+def _two_axes(low: Lowering, node: Node, window: Window, spatial: Sequence[int], strides: tuple[int, ...]) -> Macros:
     """Macros of a window over one or two spatial axes, as over two."""
     if len(spatial) > 2:
         raise low.refuse(node, f"over {len(spatial)} spatial axes")

@@ -57,9 +57,7 @@ def rowwise(
     row = write.strides[channel]
     if rounded(mask.span) > row:
         return None
-    flat = [
-        r.at(0, (r.strides[channel], 1 if any(r.strides[a] for a in places if shape[a] > 1) else 0)) for r in reads
-    ]
+    flat = [r.at(0, (r.strides[channel], 1 if any(r.strides[a] for a in places if shape[a] > 1) else 0)) for r in reads]
     call = _call((shape[channel], rounded(mask.span)), flat, write.at(0, (row, 1)), text, write.zero)
     if write.zero and row > rounded(mask.span):
         gap = f"for (long q = {rounded(mask.span)}; q < {row}; q++) out[q] = 0;"
@@ -93,9 +91,7 @@ def indices(sizes: Sequence[int]) -> list[str]:
     return [f"(u / {prod(sizes[i + 1 :])} % {n})" for i, n in enumerate(sizes)]
 
 
-def _call(
-    shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str, masked: bool = False
-) -> Call:
+def _call(shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str, masked: bool = False) -> Call:
     loops = merged(shape, [write.strides, *(r.strides for r in reads)]) if not masked else _two(shape, reads, write)
     *outer, (n, inner) = loops
     sizes = [size for size, _ in outer]

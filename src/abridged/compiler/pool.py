@@ -9,7 +9,7 @@ from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
 from abridged.compiler.lower import LOWER, Lowering, macros_of_window
 from abridged.compiler.plan import Call, Choice, Layout, Step
-from abridged.graph.graph import Node
+from abridged.graph.graph import Attr, Node
 
 
 @LOWER.entry("max_pool", "avg_pool")
@@ -30,7 +30,12 @@ def _adaptive(low: Lowering, group: Group) -> None:
         # One window per output, each of its own size, as a resize of means: only where each axis grows or divides.
         raise low.refuse(node, f"from {list(sizes)} to {list(wanted)}")
     kernel = tuple(n // m for n, m in zip(sizes, wanted, strict=True))
-    attrs = {"kernel": kernel, "stride": kernel, "padding": (0,) * len(kernel), "count_include_pad": False}
+    attrs: dict[str, Attr] = {
+        "kernel": kernel,
+        "stride": kernel,
+        "padding": (0,) * len(kernel),
+        "count_include_pad": False,
+    }
     pool(low, replace(node, op=node.op.removeprefix("adaptive_"), attrs=attrs), y)
 
 
@@ -52,7 +57,9 @@ def mean(low: Lowering, node: Node, y: str) -> None:
         "H": prod(sizes[:-1]),
         "W": sizes[-1],
     }
-    low.add(Step(node, (Choice(Call("mean", tuple(macros.items()))),), (source,), target, clears=around(low, y, target)))
+    low.add(
+        Step(node, (Choice(Call("mean", tuple(macros.items()))),), (source,), target, clears=around(low, y, target))
+    )
 
 
 def pool(low: Lowering, node: Node, y: str) -> None:
@@ -67,7 +74,9 @@ def pool(low: Lowering, node: Node, y: str) -> None:
     }
     for name in ("SPAN", "MASK", "CLEAR"):
         del macros[name]
-    low.add(Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target, clears=around(low, y, target)))
+    low.add(
+        Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target, clears=around(low, y, target))
+    )
 
 
 def around(low: Lowering, y: str, target: Layout) -> tuple[tuple[Layout, int], ...]:

@@ -19,9 +19,10 @@ def select(plan: Plan) -> Plan:
 
 
 def _can(family: kernels.Family, step: Step) -> bool:
-    """A depthwise kernel has one input channel per group; dense kernels of that shape are no use."""
-    depthwise = step.weight is not None and step.weight.shape[1] == 1 and step.choice.call.family == "conv"
-    return (family.name == "depthwise") == depthwise
+    """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own."""
+    given = {name.partition("(")[0] for name, _ in step.choice.call.macros} | set(family.tiles[0])
+    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op == "conv"
+    return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
 def choices(step: Step) -> tuple[Choice, ...]:
@@ -35,7 +36,9 @@ def choices(step: Step) -> tuple[Choice, ...]:
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
         able = [family for family in able if (family.format == "dense") == (able[0].format == "dense")]
     return tuple(
-        Choice(replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items()))
+        Choice(
+            replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
+        )
         for family in able
         for tile in (family.tiles or ({},))
     )

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,12 @@ ROUNDS = 7
 Build = Callable[[Plan, Path], None]  # writes model.so and weights.bin of a plan into a directory
 
 
-def tune(plan: Plan, build: Build, machine: str, threads: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> Plan:
+def tune(
+    plan: Plan, build: Build, machine: str, threads: int, inputs: Sequence[Array], outputs: Sequence[Array]
+) -> Plan:
     """The plan with each step's fastest choice first. `machine` says for what the measurements hold."""
     cache = _cache_file(machine, threads)
-    known: dict[str, list[list[str | int]]] = _read(cache)
+    known: dict[str, list[Any]] = _read(cache)
     keys = [_key(step) for step in plan.steps]
     if any(len(step.choices) > 1 and key not in known for step, key in zip(plan.steps, keys, strict=True)):
         best: dict[str, tuple[float, Choice]] = {}
@@ -69,11 +72,11 @@ def _key(step: Step) -> str:
     return hashlib.sha256(repr((macros, call.text, density, len(step.choices))).encode()).hexdigest()[:24]
 
 
-def _named(choice: Choice) -> list[list[str | int]]:
+def _named(choice: Choice) -> list[Any]:
     return [[choice.call.family, choice.format], *([name, n] for name, n in choice.tile)]
 
 
-def _preferring(step: Step, named: list[list[str | int]] | None) -> Step:
+def _preferring(step: Step, named: list[Any] | None) -> Step:
     return replace(step, choices=tuple(sorted(step.choices, key=lambda choice: _named(choice) != named)))
 
 
@@ -82,7 +85,7 @@ def _cache_file(machine: str, threads: int) -> Path:
     return base / "abridged" / "tuning" / f"{hashlib.sha256(f'{machine} {threads}'.encode()).hexdigest()[:24]}.json"
 
 
-def _read(cache: Path) -> dict[str, list[list[str | int]]]:
+def _read(cache: Path) -> dict[str, list[Any]]:
     """Measurements kept earlier; a file that is missing or damaged is as none."""
     try:
         found = json.loads(cache.read_bytes())

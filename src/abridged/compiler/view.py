@@ -10,7 +10,7 @@ def view(node: Node, shape: tuple[int, ...], layout: Layout) -> list[Layout | No
     """The layouts of a view's outputs, given its input's; None where the elements do not lie so."""
     attrs, strides = node.attrs, layout.strides
     if node.op == "permute":
-        return [layout.at(0, tuple(strides[axis] for axis in attrs["axes"]))]  # type: ignore[union-attr,index,misc]
+        return [layout.at(0, tuple(strides[axis] for axis in attrs["axes"]))]  # type: ignore[union-attr,index]
     if node.op == "expand":
         wanted: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
         own = [0 if n == 1 else s for n, s in zip(shape, strides, strict=True)]
@@ -22,7 +22,14 @@ def view(node: Node, shape: tuple[int, ...], layout: Layout) -> list[Layout | No
     if node.op == "slice":
         start, step = int(attrs["start"]), int(attrs["step"])  # type: ignore[arg-type]
         across = tuple(s * step if i == axis else s for i, s in enumerate(strides))
-        return [Layout(layout.buffer, layout.origin + start * strides[axis], across, layout.zero and strides[axis] == max(strides))]
+        return [
+            Layout(
+                layout.buffer,
+                layout.origin + start * strides[axis],
+                across,
+                layout.zero and strides[axis] == max(strides),
+            )
+        ]
     sizes: tuple[int, ...] = attrs["sizes"]  # type: ignore[assignment]
     keeps = layout.zero and strides[axis] == max(strides)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]

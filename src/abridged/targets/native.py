@@ -14,7 +14,15 @@ import numpy as np
 
 from abridged import files
 from abridged.compiler import library, threads
-from abridged.compiler.build import build_library, compiler_version, cpu_flags, cpu_name, find_compiler, machine_flags, needed_flags
+from abridged.compiler.build import (
+    build_library,
+    compiler_version,
+    cpu_flags,
+    cpu_name,
+    find_compiler,
+    machine_flags,
+    needed_flags,
+)
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import plan
@@ -27,13 +35,16 @@ from abridged.kernels import families, preamble
 from abridged.targets import Target
 from abridged.targets.artifact import Array, Manifest, Signature, random_inputs, thread_count
 
+
 class NativeEngine:
     """The library, and which module path each of its steps belongs to."""
 
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         built_for = (directory / "cpu.txt").read_text()
         if missing := set(built_for.split()) - cpu_flags():
-            raise InputError(f"{directory}: was built for a CPU that has {min(missing)}, which this one lacks; build it again here")
+            raise InputError(
+                f"{directory}: was built for a CPU that has {min(missing)}, which this one lacks; build it again here"
+            )
         self._library, self._process = Library(directory, count), os.getpid()
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
 
