@@ -105,3 +105,30 @@ def unpack_csr(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
 
 
 FORMATS.entry("csr")(Format(pack_csr, unpack_csr))
+
+
+def pack_columns(weight: np.ndarray, tile: Tile) -> bytes:
+    """For one position: outputs in panels of at most M sixteens (zeros fill the last), side by side for each input."""
+    outputs, inputs = weight.shape[1], weight.shape[2]
+    rows = np.zeros((-(-outputs // 16), 16, inputs), np.float32)
+    rows.reshape(-1, inputs)[:outputs] = weight.reshape(outputs, inputs)
+    return sections(np.concatenate([rows[piece].transpose(2, 0, 1).ravel() for piece in cut(len(rows), tile["M"])]))
+
+
+def unpack_columns(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
+    """Inverse of `pack_columns`."""
+    outputs, inputs = shape[1], shape[2]
+    sixteens = -(-outputs // 16)
+    values = np.frombuffer(data, np.float32, sixteens * 16 * inputs)
+    panels = [values[16 * inputs * piece.start : 16 * inputs * piece.stop] for piece in cut(sixteens, tile["M"])]
+    return np.concatenate([panel.reshape(inputs, -1).T for panel in panels])[:outputs].reshape(shape)
+
+
+FORMATS.entry("columns")(Format(pack_columns, unpack_columns))
+
+FORMATS.entry("taps")(
+    Format(
+        lambda weight, tile: sections(np.ascontiguousarray(weight, np.float32)),
+        lambda data, shape, tile: np.frombuffer(data, np.float32, int(np.prod(shape))).reshape(shape),
+    )
+)

@@ -47,6 +47,7 @@ typedef uint32_t N;
 /* A row is read and written in whole steps of 16 floats, whatever the machine's vector. */
 #define STEPS(n) (((n) + 15) / 16 * 16)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 struct args {
     const float *x;       /* rows of inputs, at position 0 of channel 0 */
@@ -83,6 +84,21 @@ INLINE V v_clamp(V v, V lo, V hi)
 INLINE V v_leaky_relu(V v, V slope) { return v_where(v_less(v, v_set(0.0f)), v * slope, v); }
 INLINE V v_hardsigmoid(V v) { return v_clamp(v + 3.0f, v_set(0.0f), v_set(6.0f)) * (1.0f / 6.0f); }
 INLINE V v_hardswish(V v) { return v * v_hardsigmoid(v); }
+
+/* Lanes 0, 2, 4, ... of a and then of b. */
+INLINE V v_even(V a, V b)
+{
+#if LANES == 16
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif LANES == 8
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#elif LANES == 4
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#else
+    (void)b;
+    return a;
+#endif
+}
 
 INLINE V v_sqrt(V v)
 {
