@@ -39,11 +39,13 @@ def done(tmp_path_factory):
     return home, home / "run"
 
 
-def cli(home, *arguments, check=True):
-    return subprocess.run(
+def cli(home, *arguments):
+    done = subprocess.run(
         [sys.executable, "-m", "abridged", *arguments],
-        cwd=home, check=check, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=home, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_a_strangers_model_and_data_compress_with_one_command(done):

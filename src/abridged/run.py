@@ -34,7 +34,7 @@ from abridged.ledger import Check, Ledger, Row
 from abridged.measurement.accuracy import accuracy
 from abridged.measurement.environment import environment
 from abridged.measurement.practice import practice
-from abridged.measurement.records import Deviation, Practice
+from abridged.measurement.records import Deviation, Practice, Theory
 from abridged.measurement.theory import theory
 from abridged.progress import bar
 from abridged.pruning.masks import Masks
@@ -105,7 +105,9 @@ def compress(
     Raises `InputError` for input that cannot be used, before anything is written, and `GateError` when the artifact
     does not compute what the model does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("compress runs in one process; under torchrun or accelerate use ab.prune, ab.fit and ab.distill")
+        raise InputError(
+            "compress runs in one process; under torchrun or accelerate use ab.prune, ab.fit and ab.distill"
+        )
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
     torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
     module = sources.load_model(model, weights) if isinstance(model, str) else copy.deepcopy(model)
@@ -237,13 +239,16 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
             )  # fmt: skip
             task.advance()
     threads = artifacts[final].threads
-    measured = practice({**artifacts, "pytorch": models["0-dense"]}, plan.data, example=plan.example, threads=threads)
+    measured = practice(
+        {**artifacts, "pytorch": models["0-dense"]}, plan.data,
+        example=plan.example, threads=threads, deviations=deviations,
+    )  # fmt: skip
     complete = []
     for row in rows:
-        delivered = measured[row.name].model_copy(update={"deviation": deviations[row.name]})
-        _same_accuracy(row, delivered)
+        _same_accuracy(row, measured[row.name])
         beside = (measured["pytorch"],) if row.kind == "dense" else ()
-        complete.append(row.model_copy(update={"practice": (delivered, *beside)}))
+        timed = with_times(row.theory, artifacts[row.name].layer_times())
+        complete.append(row.model_copy(update={"practice": (measured[row.name], *beside), "theory": timed}))
     for name, artifact in artifacts.items():
         if name != final:
             artifact.close()
@@ -260,6 +265,12 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
     )
     checks = budget_checks(plan.recipe.budget, ledger)
     return ledger.model_copy(update={"checks": checks, "warnings": warnings(plan.data.notes, ledger)}), artifacts[final]
+
+
+def with_times(theory: Theory, times: Mapping[str, float] | None) -> Theory:
+    """The layers with the milliseconds that the runtime's own profiler gave them, where it has one."""
+    layers = tuple(layer.model_copy(update={"milliseconds": (times or {}).get(layer.path)}) for layer in theory.layers)
+    return theory.model_copy(update={"layers": layers})
 
 
 def _same_accuracy(row: Row, delivered: Practice) -> None:

@@ -128,9 +128,9 @@ class Builder:
         """The tensor that x always is, if it comes from constants alone."""
         if x.name in self.constants:
             return self.constants[x.name].tensor.detach()
-        node = next((node for node in self.nodes if x.name in node.outputs), None)
-        if node is None:
+        if x.name in self.inputs:
             return None
+        node = next(node for node in self.nodes if x.name in node.outputs)
         inputs = tuple(None if name is None else self.known(self.values[name]) for name in node.inputs)
         if any(tensor is None for tensor, name in zip(inputs, node.inputs, strict=True) if name):
             return None

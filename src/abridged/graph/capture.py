@@ -232,11 +232,10 @@ class _Reading:
         """A Value for what is known, too: a literal constant, which later changes in place cannot reach."""
         if not isinstance(content, Tensor):
             return content
-        if memo is None or memo not in self.literals:
-            literal = self.build.constant(content.detach().clone())
-            if memo is None:
-                return literal
-            self.literals[memo] = literal
+        if memo is None:
+            return self.build.constant(content.detach().clone())
+        if memo not in self.literals:
+            self.literals[memo] = self._value(content)
         return self.literals[memo]
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -333,7 +332,11 @@ class _Reading:
             raise self.build.refuse(f"{op} is not in the op set{nearest(op._schema.name.partition('::')[2], ATEN)}")
         results = self._results(node)
         self.build.shapes, self.build.dtypes = tuple(s for s, _ in results), tuple(d for _, d in results)
-        values = rule(self.build, op, fx.node.map_arg(dict(args), self._read))
+        try:
+            values = rule(self.build, op, fx.node.map_arg(dict(args), self._read))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = str(error).partition("\n")[0]  # a form of the op that its rule was not written for
+            raise self.build.refuse(f"this form of {op} is not in the op set: {why}") from error
         self._check_results(op, values, results)
         return values
 
@@ -345,7 +348,7 @@ class _Reading:
             same = value.shape == shape and (value.dtype == dtype or op._schema.is_mutable)
             if not same:
                 made, said = f"{value.dtype} {value.shape}", f"{dtype} {shape}"
-                raise AssertionError(f"the rule of {op} makes {made}, PyTorch {said}, at {self.build.source}")
+                raise self.build.refuse(f"{op}: the rule makes {made}, PyTorch {said}; please report this")
 
     def _results(self, node: fx.Node) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a node gives."""

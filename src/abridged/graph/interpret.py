@@ -34,10 +34,10 @@ def run(
     """The flat outputs from the flat inputs; `observe` sees the results of every node as it runs."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"the network takes {len(graph.inputs)} input tensors, not {len(inputs)}")
-    device = inputs[0].device if inputs else torch.device("cpu")
     known: dict[str, Tensor] = {
         name: _checked(graph.values[name], tensor, dtype) for name, tensor in zip(graph.inputs, inputs, strict=True)
     }
+    device = inputs[0].device if inputs else torch.device("cpu")
     known |= {name: _constant(constant, dtype).to(device) for name, constant in graph.constants.items()}
     last = _last_uses(graph)
     for position, node in enumerate(graph.nodes):

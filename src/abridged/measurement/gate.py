@@ -84,6 +84,21 @@ def check(artifact: Artifact, model: Any, graph: Graph, inputs: Sequence[Any]) -
     a tensor or the tuple of positional inputs, torch or numpy. `Deviation.layer` is "path (op, source line)" where the
     deviation begins, when it is above the bound. Raises `GateError` when the Graph is not what the module computes,
     and `InputError` without any inputs."""
+    output, worst, references = _compare(artifact, model, graph, inputs)
+    layer = None if worst.ratio <= 1 or output is None else _begin(artifact, graph, output, references)
+    return Deviation(largest=worst.largest, bound=worst.bound, layer=layer)
+
+
+def compare(artifact: Artifact, model: Any, graph: Graph, inputs: Sequence[Any]) -> Deviation:
+    """`check` of an artifact that may be another network's: where a deviation begins is not looked for."""
+    _, worst, _ = _compare(artifact, model, graph, inputs)
+    return Deviation(largest=worst.largest, bound=worst.bound)
+
+
+def _compare(
+    artifact: Artifact, model: Any, graph: Graph, inputs: Sequence[Any]
+) -> tuple[str | None, Gap, list[Reference]]:
+    """The output that is nearest to its bound, how near, and the references."""
     if not inputs:
         raise InputError("the export gate needs at least one input to compare on")
     calls = [_call(given) for given in inputs]
@@ -97,8 +112,7 @@ def check(artifact: Artifact, model: Any, graph: Graph, inputs: Sequence[Any]) -
         found = gaps([flatten(artifact(*call))[0] for call in calls], references)
         task.advance(len(calls))
     worst = _worst(found)
-    layer = None if worst.ratio <= 1 else _begin(artifact, graph, graph.outputs[found.index(worst)], references)
-    return Deviation(largest=worst.largest, bound=worst.bound, layer=layer)
+    return (graph.outputs[found.index(worst)] if found else None), worst, references
 
 
 def _call(given: Any) -> tuple[Any, ...]:

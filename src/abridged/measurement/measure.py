@@ -1,143 +1,219 @@
-"""`measure`: an artifact beside what it is compared with, in one interleaved run."""
+"""`measure`: an artifact beside what it is compared with, both books, in one interleaved run."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from torch import nn
 
 from abridged.data import Data
-from abridged.errors import InputError
+from abridged.errors import InputError, nearest
 from abridged.graph.capture import capture
+from abridged.graph.graph import Graph
 from abridged.measurement import gate
 from abridged.measurement.environment import environment
-from abridged.measurement.practice import Runs, practice
+from abridged.measurement.practice import Runs, as_torch, call_of, practice
 from abridged.measurement.records import Contender, Deviation, Environment, Record, Theory
 from abridged.measurement.theory import theory
-from abridged.targets import build
-from abridged.targets.artifact import Artifact
+from abridged.targets import TARGETS, build, load
+from abridged.targets.artifact import Artifact, Signature
+
+NOISY = 0.2  # a spread above which a time says little
+Rival = nn.Module | Artifact | str
 
 
 class Measurement(Record):
-    """Contenders in one interleaved run; the first is what was measured, the others what it was measured against."""
+    """Contenders of one interleaved run: the first is what was measured, the others what it is compared with."""
 
     contenders: tuple[Contender, ...]
     environment: Environment
+    seconds: float  # of timing for each
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Contender:
         for contender in self.contenders:
             if contender.name == name:
                 return contender
-        raise InputError(f"no contender '{name}' here; there are {', '.join(c.name for c in self.contenders)}")
+        raise InputError(f"no contender '{name}'{nearest(name, [each.name for each in self.contenders])}")
 
-    def speedup(self, name: str) -> float:
-        """How many times faster the first contender is than this one: median / median."""
-        return _median(self[name]) / _median(self.contenders[0])
+    def speedup(self, name: str | None = None) -> float:
+        """How many times faster the first contender is than another (the second, if not named): samples per second,
+        from the medians of this one run. Raises `InputError` where a time is missing."""
+        return _samples_per_second(self.contenders[0]) / _samples_per_second(self._other(name))
+
+    def smaller(self, name: str | None = None) -> float:
+        """How many times smaller the first contender's files are than another's (the second's, if not named)."""
+        return self._other(name).practice.bytes / self.contenders[0].practice.bytes
+
+    def promised(self, name: str | None = None) -> tuple[float, float] | None:
+        """What theory promises over another: (times smaller, times faster), None where a theory is missing.
+
+        Dense bytes of the other / packed bytes of the first; dense MACs of the other / effective MACs of the first,
+        per sample."""
+        ours, theirs = self.contenders[0].theory, self._other(name).theory
+        if ours is None or theirs is None or not (ours.bytes_packed and ours.effective_macs):
+            return None
+        faster = (theirs.macs / theirs.batch) / (ours.effective_macs / ours.batch)
+        return theirs.bytes_dense / ours.bytes_packed, faster
+
+    def realised(self, name: str | None = None) -> tuple[float, float] | None:
+        """Practice gain / theory gain, of size and of speed; None where a theory is missing."""
+        promise = self.promised(name)
+        return promise and (self.smaller(name) / promise[0], self.speedup(name) / promise[1])
+
+    def _other(self, name: str | None) -> Contender:
+        if name is None and len(self.contenders) < 2:
+            raise InputError("nothing to compare with: measure(…, against=[…])")
+        return self.contenders[1] if name is None else self[name]
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=1)
+        """One line; `from_json` reads it back."""
+        return self.model_dump_json()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Measurement:
-        return cls.model_validate_json(text)
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as error:
+            raise InputError(f"not a measurement of Abridged: {str(error).splitlines()[0]}") from None
 
     def __str__(self) -> str:
-        """A table for people: what was measured, and how the others compare with it."""
-        from rich.console import Console
-        from rich.table import Table
+        """A table for people, with a line about the machine and the notes below it."""
+        from abridged.measurement.table import render
 
-        table = Table(title="Measured in one interleaved run", caption=_caption(self.environment))
-        for heading in ("", "bytes", "median ms", "p95 ms", "spread", "samples/s", "load ms", "peak memory", "metric", "deviation"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        for contender in self.contenders:
-            table.add_row(*_row(contender, self))
-        out = io.StringIO()
-        Console(file=out, width=150).print(table)
-        return out.getvalue().rstrip()
+        return render(self)
 
 
 def measure(
     artifact: Artifact,
-    against: Sequence[nn.Module | Artifact | str] = (),
+    against: Sequence[Rival] = (),
     data: Data | None = None,
     *,
+    source: nn.Module | None = None,
+    example: Any = None,
     seconds: float = 2.0,
     threads: int | None = None,
+    split: str = "test",
+    fresh: bool = True,
 ) -> Measurement:
-    """Measure an artifact beside modules, other artifacts, and targets: a string is the first module, on that target.
+    """Measure an artifact in its runtime, interleaved with modules, other artifacts, and targets.
 
-    With `data` also the accuracy of each on the test split. Random inputs of the artifact's shapes are timed, for
-    `seconds` each. Raises `InputError` for a target without a module to build from, and for anything else in `against`."""
-    module = next((item for item in against if isinstance(item, nn.Module)), None)
-    example = artifact.random_inputs()
-    runs: dict[str, Runs] = {artifact.target: artifact}
-    theories: dict[str, Theory] = {}
-    deviations: dict[str, Deviation] = {}
-    built: list[Artifact] = []
-    try:
+    `against`: a module runs in PyTorch; a string is the first module, on that target. `data`: also the accuracy of each,
+    on `split`. `source`: the module that the artifact was built from, for its theory and its deviation; if not given,
+    the first module of `against` that computes the same. `example`, `seconds`, `fresh`: see `practice`. `threads`: of
+    all, by default the artifact's. Raises `InputError` for what cannot be measured."""
+    modules = [item for item in against if isinstance(item, nn.Module)]
+    _refuse(against, modules)
+    count = threads or artifact.threads
+    with ExitStack() as stack:
+
+        def with_threads(item: Artifact) -> Artifact:
+            return item if item.threads == count else stack.enter_context(closing(load(item.path, count)))
+
+        book = _Book(with_threads(artifact), call_of(artifact, example, data))
         for item in against:
-            if isinstance(item, str):
-                if module is None:
-                    raise InputError(f"against '{item}': also give the module that is to run on it")
-                graph = capture(module, _tensors(example))
-                made = build(graph, item, threads=threads or artifact.threads)
-                built.append(made)
-                name = _unique(f"{type(module).__name__} on {item}", runs)
-                deviations[name] = gate.check(made, module, graph, [example])
-                runs[name], theories[name] = made, theory(graph)
+            if isinstance(item, Artifact):
+                book.add(_folder(item), with_threads(item))
             elif isinstance(item, nn.Module):
-                name = _unique(f"{type(item).__name__} in pytorch", runs)
-                runs[name], theories[name] = item, theory(capture(item, _tensors(example)))
-            elif isinstance(item, Artifact):
-                runs[_unique(f"{item.path.name} on {item.target}", runs)] = item
+                book.add(type(item).__name__, item, theory(book.graph(item)))
             else:
-                raise InputError(f"against: expected a module, an artifact or a target's name, got {type(item).__name__}")
-        taken = practice(runs, data, example=example, seconds=seconds, threads=threads or artifact.threads, deviations=deviations)
-    finally:
-        for made in built:
-            made.close()
+                book.deploy(stack, modules[0], item, count)
+        book.find_source(modules if source is None else [source], given=source is not None)
+        found = practice(
+            book.runs, data, example=book.call, seconds=seconds, threads=count, split=split, fresh=fresh,
+            deviations=book.deviations,
+        )  # fmt: skip
+    contenders = tuple(
+        Contender(name=name, practice=each, theory=book.theories.get(name)) for name, each in found.items()
+    )
     return Measurement(
-        contenders=tuple(Contender(name=name, practice=found, theory=theories.get(name)) for name, found in taken.items()),
-        environment=environment(threads or artifact.threads),
+        contenders=contenders,
+        environment=environment(count),
+        seconds=seconds,
+        notes=(*book.notes, *_noise(contenders)),
     )
 
 
-def _tensors(example: tuple[Any, ...]) -> tuple[Any, ...]:
-    import torch
+class _Book:
+    """What is known of each contender before it is measured."""
 
-    return tuple(torch.as_tensor(item) for item in example)
+    def __init__(self, artifact: Artifact, call: tuple[Any, ...]) -> None:
+        self.artifact, self.call = artifact, call
+        self.runs: dict[str, Runs] = {"artifact": artifact}
+        self.theories: dict[str, Theory] = {}
+        self.deviations: dict[str, Deviation] = {}
+        self.notes: list[str] = []
+        self._graphs: dict[nn.Module, Graph] = {}
+
+    def graph(self, module: nn.Module) -> Graph:
+        if module not in self._graphs:
+            self._graphs[module] = capture(module, as_torch(self.call))
+        return self._graphs[module]
+
+    def add(self, name: str, runs: Runs, counted: Theory | None = None, deviation: Deviation | None = None) -> None:
+        names = (name, *(f"{name} {number}" for number in range(2, len(self.runs) + 3)))
+        name = next(each for each in names if each not in self.runs)
+        self.runs[name] = runs
+        if counted is not None:
+            self.theories[name] = counted
+        if deviation is not None:
+            self.deviations[name] = deviation
+
+    def deploy(self, stack: ExitStack, module: nn.Module, target: str, threads: int) -> None:
+        """Add a module on a target, in a folder that goes with the stack."""
+        graph = self.graph(module)
+        built = stack.enter_context(closing(build(graph, target, threads=threads)))
+        deviation = gate.check(built, module, graph, [self.call])
+        self.add(f"{type(module).__name__} on {target}", built, theory(graph), deviation)
+
+    def find_source(self, modules: Sequence[nn.Module], *, given: bool) -> None:
+        """Which module the artifact was built from: one that computes the same gives it theory and deviation."""
+        for module in modules:
+            graph = self.graph(module)
+            name = type(module).__name__
+            if not _alike(self.artifact.signature, Signature.of(graph)):
+                self.notes.append(f"The artifact has other outputs than {name}.")
+                continue
+            judge = gate.check if given else gate.compare
+            deviation = judge(self.artifact, module, graph, [self.call])
+            if given or deviation.kept:
+                self.theories["artifact"], self.deviations["artifact"] = theory(graph), deviation
+                return
+            self.notes.append(
+                f"The artifact is another network than {name}: outputs differ by {deviation.largest:.2g}."
+            )
 
 
-def _unique(name: str, taken: dict[str, Runs]) -> str:
-    names = [name, *(f"{name} ({number})" for number in range(2, len(taken) + 3))]
-    return next(candidate for candidate in names if candidate not in taken)
+def _alike(one: Signature, other: Signature) -> bool:
+    """Whether the outputs have the same shapes, dtypes and structure; the inputs do, they were captured with them."""
+    ports = [[(port.shape, port.dtype) for port in signature.outputs] for signature in (one, other)]
+    return ports[0] == ports[1] and one.output_structure == other.output_structure
 
 
-def _median(contender: Contender) -> float:
-    if contender.practice.latency is None:
+def _refuse(against: Sequence[Rival], modules: Sequence[nn.Module]) -> None:
+    for item in against:
+        if isinstance(item, str):
+            _ = TARGETS[item]  # an unknown target raises
+            if not modules:
+                raise InputError(f"against '{item}': also give the module that is to run on it")
+        elif not isinstance(item, nn.Module | Artifact):
+            raise InputError(f"against: expected a module, an artifact or a target's name, got {type(item).__name__}")
+
+
+def _samples_per_second(contender: Contender) -> float:
+    if not contender.practice.throughput:
         raise InputError(f"'{contender.name}' has no latency")
-    return contender.practice.latency.median_ms
+    return contender.practice.throughput
 
 
-def _row(contender: Contender, book: Measurement) -> tuple[str, ...]:
-    found, first = contender.practice, book.contenders[0].practice
-    same = contender is book.contenders[0]
-    latency, score = found.latency, found.accuracy
-    return (
-        contender.name,
-        f"{found.bytes:,}" + ("" if same else f" ({found.bytes / first.bytes:.2f}×)"),
-        "" if latency is None else f"{latency.median_ms:.3f}" + ("" if same else f" ({book.speedup(contender.name):.2f}×)"),
-        "" if latency is None else f"{latency.p95_ms:.3f}",
-        "" if latency is None else f"{100 * latency.spread:.0f} %",
-        "" if found.throughput is None else f"{found.throughput:,.0f}",
-        "" if found.load_ms is None else f"{found.load_ms:.0f}",
-        "" if found.peak_memory is None else f"{found.peak_memory / 1e6:.1f} MB",
-        "" if score is None else f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]",
-        "" if found.deviation is None else f"{found.deviation.largest:.1e} ≤ {found.deviation.bound:.1e}",
-    )
+def _folder(artifact: Artifact) -> str:
+    """A folder's name; of "my-run/artifact" that of the run."""
+    path = artifact.path.resolve()
+    return path.parent.name if path.name == "artifact" else path.name
 
 
-def _caption(environment: Environment) -> str:
-    return f"{environment.cpu}, {environment.threads} threads; × of the first row's"
+def _noise(contenders: Sequence[Contender]) -> list[str]:
+    noisy = [c.name for c in contenders if c.practice.latency and c.practice.latency.spread > NOISY]
+    return [f"The machine was noisy: spread above {NOISY:.0%} for {', '.join(noisy)}."] if noisy else []

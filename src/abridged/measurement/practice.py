@@ -50,8 +50,8 @@ def practice(
 ) -> dict[str, Practice]:
     """Measure artifacts, and modules as PyTorch runs them, side by side. `deviations` are what the gate found.
 
-    `example`: a tensor or the tuple of positional inputs to time on; else samples of `data`; an artifact of another
-    shape, or all without either, are timed on random numbers. `seconds`: of timing for each contender, at least `min_runs` runs. `threads`: None for those of the
+    `example`: a tensor or the tuple of positional inputs to time on; else samples of `data`, else random numbers, as
+    for an artifact of other shapes. `seconds`: of timing for each contender, at least `min_runs` runs. `threads`: None for those of the
     artifacts, which must agree. `split` of `data`: where accuracy is taken. `fresh=False` leaves out what needs
     processes of its own. Raises `InputError` for threads that differ, a module that is not on the CPU, and a module
     without any inputs to run on."""
@@ -112,13 +112,12 @@ def inputs_of(contenders: Mapping[str, Runs], example: Any, data: Data | None) -
 
     A module gets torch and an artifact numpy, so that nobody pays for a conversion. Raises `InputError` without any."""
     artifacts = [each for each in contenders.values() if isinstance(each, Artifact)]
-    if example is None and data is not None:
-        example = data.example_input(batch_of(artifacts[0]) if artifacts else 1)
-    shared = example if isinstance(example, tuple) or example is None else (example,)
-    if artifacts and not _fits(shared, artifacts[0]):
-        shared = artifacts[0].random_inputs()
-    if shared is None:
+    if artifacts:
+        shared = call_of(artifacts[0], example, data)
+    elif example is None and data is None:
         raise InputError("a module is timed on inputs: give example or data")
+    else:
+        shared = positional(data.example_input() if example is None and data else example)
     return {
         name: as_torch(shared)
         if isinstance(each, nn.Module)
@@ -127,11 +126,29 @@ def inputs_of(contenders: Mapping[str, Runs], example: Any, data: Data | None) -
     }
 
 
-def _fits(call: tuple[Any, ...] | None, artifact: Artifact) -> bool:
+def call_of(artifact: Artifact, example: Any = None, data: Data | None = None) -> tuple[Any, ...]:
+    """Positional inputs that an artifact takes: the example, else samples of the data that fit, else random numbers.
+
+    Raises `InputError` for an example that does not fit."""
+    if example is not None:
+        call = positional(example)
+        if not _fits(call, artifact):
+            raise InputError(f"example: does not fit {artifact.path.name}, which takes {artifact.signature}")
+        return call
+    call = () if data is None else positional(data.example_input(batch_of(artifact)))
+    return call if _fits(call, artifact) else artifact.random_inputs()
+
+
+def positional(inputs: Any) -> tuple[Any, ...]:
+    """Inputs as the tuple of positional arguments."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _fits(call: tuple[Any, ...], artifact: Artifact) -> bool:
     """Whether an artifact takes these inputs."""
     leaves, structure = flatten(call)
     ports = [(port.shape, port.dtype) for port in artifact.signature.inputs]
-    given = [(tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")) for leaf in leaves]
+    given = [(tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")) for leaf in map(torch.as_tensor, leaves)]
     return structure == artifact.signature.input_structure and ports == given
 
 
