@@ -124,8 +124,8 @@ def network() -> nn.Module:
 def test_equal_bits_for_any_number_of_threads(network: nn.Module) -> None:
     x = torch.randn(1, 3, 33, 29)
     graph, answers = capture(network, x), []
-    for threads in (1, 2, 5):
-        with targets.build(graph, "native", threads=threads, tune=False) as artifact:
+    for count in (1, 2, 5):
+        with targets.build(graph, "native", threads=count, tune=False) as artifact:
             answers += [artifact(x) for _ in range(20)]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
 

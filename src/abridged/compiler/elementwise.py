@@ -26,6 +26,8 @@ def _clamp(a: Attrs) -> str:
     return f"v_clamp({{0}}, {low}, {high})"
 
 
+_SAME_NAME = ("abs", "sqrt", "exp", "log", "erf", "relu", "sigmoid", "silu", "tanh", "mish", "hardsigmoid", "hardswish")
+
 EXPRESSIONS: Mapping[str, str | Callable[[Attrs], str]] = {
     "add": "({0} + {1})",
     "sub": "({0} - {1})",
@@ -35,7 +37,7 @@ EXPRESSIONS: Mapping[str, str | Callable[[Attrs], str]] = {
     "minimum": "v_min({0}, {1})",
     "neg": "(-{0})",
     "reciprocal": "(1.0f / {0})",
-    **{op: f"v_{op}({{0}})" for op in "abs sqrt exp log erf relu sigmoid silu tanh mish hardsigmoid hardswish".split()},
+    **{op: f"v_{op}({{0}})" for op in _SAME_NAME},
     "rsqrt": "(1.0f / v_sqrt({0}))",
     "gelu": lambda a: "v_gelu_tanh({0})" if a["approximate"] == "tanh" else "v_gelu({0})",
     "clamp": _clamp,

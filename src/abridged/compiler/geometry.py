@@ -66,9 +66,9 @@ class Geometry:
         see = getattr(self, f"_see_{node.op}", self._see_other)
         see(node, y)
         for name in group.operands:
-            if self.is_rows(y) and self.is_rows(name) and self._shape(name) == self._shape(y):
-                if self.channel[name] == self.channel[y]:
-                    self._union(name, y)
+            alike = self._shape(name) == self._shape(y) and self.channel.get(name) == self.channel[y]
+            if alike and self.is_rows(y) and self.is_rows(name):
+                self._union(name, y)
 
     def _see_conv(self, node: Node, y: str) -> None:
         x = node.inputs[0]
@@ -121,7 +121,8 @@ class Geometry:
 
     def _see_permute(self, node: Node, y: str) -> None:
         x, axes = node.inputs[0], node.attrs["axes"]
-        assert x is not None and isinstance(axes, tuple)
+        assert x is not None
+        assert isinstance(axes, tuple)
         channel = self.channel.get(x)
         if channel is None:
             return

@@ -244,7 +244,8 @@ def _linear_inputs(low: Lowering, node: Node) -> tuple[str, Weights, Weights]:
     for name in (weight, bias):
         if name is not None and name not in low.graph.constants:
             raise low.refuse(node, "whose weights are computed")
-    assert x is not None and weight is not None
+    assert x is not None
+    assert weight is not None
     w = low.constant(weight)
     return x, w, np.zeros(len(w), np.float32) if bias is None else low.constant(bias)
 
