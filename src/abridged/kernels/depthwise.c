@@ -18,7 +18,7 @@ INLINE void NAME(tile)(const struct args *a, long row, long p, int n)
     const float *w = (const float *)a->w + row * T, *x = a->x + row / O * XROW + p;
     V sum[WIDE];
 
-    for (int j = 0; j < n; j++) sum[j] = v_set(a->b[row]);
+    for (int j = 0; j < n; j++) sum[j] = v_set(0.0f);
     for (int t = 0; t < T; t++)
         for (int j = 0; j < n; j++) sum[j] += w[t] * v_load(x + taps[t] + j * LANES);
     NAME(finish)(a, row, p, sum, n);

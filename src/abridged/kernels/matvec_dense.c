@@ -22,13 +22,13 @@ INLINE void NAME(panel)(const struct args *a, long row, int m)
     const int n = m * (16 / LANES);
     V sum[TALL * (16 / LANES)];
 
-    for (int j = 0; j < n; j++) sum[j] = v_load_n(a->b + row + j * LANES, MIN(LANES, MAX(0, O - row - j * LANES)));
+    for (int j = 0; j < n; j++) sum[j] = v_set(0.0f);
     for (long k = 0; k < K; k++, w += n * LANES)
         for (int j = 0; j < n; j++) sum[j] += a->x[k] * v_load(w + j * LANES);
     for (int j = 0; j < n; j++, row += LANES) {
         V r = RESIDUAL ? v_load_n(a->r + row, MIN(LANES, MAX(0, O - row))) : v_set(0.0f);
         (void)r;
-        v_store(a->y + row, EPILOGUE(sum[j], r));
+        v_store(a->y + row, EPILOGUE((sum[j] + BIAS), r));
     }
 }
 

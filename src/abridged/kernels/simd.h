@@ -3,6 +3,7 @@
  * V is a vector of floats, I of int32 (a comparison gives 0 or -1 per lane), N of uint32. With LANES 1 they are plain
  * numbers and the same kernels are ISO C99. Arithmetic operators work on both. Loads and stores need no alignment.
  * Every function here propagates NaN as PyTorch does; the exponential ones are within 2 units in the last place. */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -103,7 +104,7 @@ INLINE V v_even(V a, V b)
 INLINE V v_sqrt(V v)
 {
 #if LANES > 1
-    for (int i = 0; i < LANES; i++) v[i] = __builtin_sqrtf(v[i]);
+    for (int i = 0; i < LANES; i++) v[i] = sqrtf(v[i]);
     return v;
 #else
     return sqrtf(v);
