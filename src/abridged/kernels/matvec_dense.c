@@ -26,9 +26,10 @@ INLINE void NAME(panel)(const struct args *a, long row, int m)
     for (long k = 0; k < K; k++, w += n * LANES)
         for (int j = 0; j < n; j++) sum[j] += a->x[k] * v_load(w + j * LANES);
     for (int j = 0; j < n; j++, row += LANES) {
-        V r = RESIDUAL ? v_load_n(a->r + row, MIN(LANES, MAX(0, O - row))) : v_set(0.0f);
+        const int left = MIN(LANES, MAX(0, O - row));
+        V b = v_load_n(a->b + row, left), r = RESIDUAL ? v_load_n(a->r + row, left) : v_set(0.0f);
         (void)r;
-        v_store(a->y + row, EPILOGUE((sum[j] + BIAS), r));
+        v_store(a->y + row, EPILOGUE((sum[j] + b), r)); /* bias last: it may be far larger than each term */
     }
 }
 

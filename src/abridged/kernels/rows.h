@@ -14,7 +14,7 @@ INLINE void NAME(finish)(const struct args *a, long o, long p, const V *sum, int
     float *y = a->y + o * YROW;
     for (int j = 0; j < n; j++, p += LANES) {
         V r = RESIDUAL ? v_load(a->r + o * RROW + p) : v_set(0.0f);
-        V v = EPILOGUE(sum[j], r);
+        V v = EPILOGUE((sum[j] + a->b[o]), r); /* last: it may be far larger than each term */
         (void)r;
         v_store(y + p, MASK ? v_and(v, i_load(a->mask + p)) : v);
     }

@@ -33,7 +33,7 @@ INLINE void NAME(row)(const struct args *a, long row, long p, int n)
     const float *x = a->x + row / O * C * XROW + p;
     V sum[WIDE];
 
-    for (int j = 0; j < n; j++) sum[j] = v_set(a->b[row]);
+    for (int j = 0; j < n; j++) sum[j] = v_set(0.0f);
     for (uint32_t i = starts[row], end = starts[row + 1]; i < end; i++) {
         uint32_t k = indices[i];
         const float *in = x + (long)(k >> TAP_BITS) * XROW + taps[k & ((1 << TAP_BITS) - 1)];

@@ -26,7 +26,7 @@ INLINE void NAME(tile)(const struct args *a, long group, long row, long p, int m
     V sum[TALL][WIDE], in[WIDE];
 
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) sum[i][j] = v_set(a->b[row + i]);
+        for (int j = 0; j < n; j++) sum[i][j] = v_set(0.0f);
     for (long c = 0; c < C; c++, x += XROW)
         for (int t = 0; t < T; t++, w += m) {
             for (int j = 0; j < n; j++) in[j] = v_load(x + taps[t] + j * LANES);
