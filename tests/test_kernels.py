@@ -4,6 +4,7 @@ import ctypes
 import re
 import subprocess
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def call(library: ctypes.CDLL, symbol: str, args: Args, tasks: int, split: int) 
     function = getattr(library, symbol)
     function.argtypes = [ctypes.POINTER(Args), ctypes.c_long, ctypes.c_long]
     cuts = np.linspace(0, tasks, split + 1).astype(int)
-    for begin, end in reversed(list(zip(cuts, cuts[1:], strict=False))):
+    for begin, end in reversed(list(pairwise(cuts))):
         function(args, begin, end)
 
 
@@ -152,6 +153,35 @@ def test_rows_equal_float64_around_every_edge(machine: str, tmp_path) -> None:
         bound = (case.channels * case.taps + 3) * np.finfo(np.float32).eps * size
         assert (abs(results[0][:, : case.span] - want) <= bound).all(), case
         assert not results[0][:, case.span :].any(), f"{case}: padding is not zero"
+
+
+@pytest.mark.parametrize("family", [name for name, family in families().items() if family.op == "linear"])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (15, 7), (16, 16), (17, 33), (130, 67)])
+def test_matrix_vector_equals_float64(family: str, outputs: int, inputs: int, tmp_path) -> None:
+    rng = np.random.default_rng(outputs)
+    weight = rng.standard_normal((1, outputs, inputs, 1)).astype(np.float32) * (
+        rng.random((1, outputs, inputs, 1)) < 0.5
+    )
+    x, r = aligned(rng.standard_normal(inputs).astype(np.float32)), rng.standard_normal(outputs).astype(np.float32)
+    b, steps = rng.standard_normal(outputs).astype(np.float32), -(-outputs // 16) * 16
+    want = np.maximum(weight[0, :, :, 0].astype(np.float64) @ x + b + r, 0)
+    bound = (inputs + 3) * np.finfo(np.float32).eps * (abs(weight[0, :, :, 0]) @ abs(x) + abs(b) + abs(r))
+    kernel, macros = (
+        families()[family],
+        {"O": outputs, "K": inputs, "RESIDUAL": 1, "EPILOGUE(v, r)": "v_relu((v) + (r))"},
+    )
+    text = preamble()
+    for i, tile in enumerate(kernel.tiles):
+        text += instantiate(kernel, f"k{i}", {**macros, **tile}) + units(f"k{i}")
+    library = build(text, tmp_path, FLAGS["native"])
+    for i, tile in enumerate(kernel.tiles):
+        packed = FORMATS[kernel.format].pack(weight, tile)
+        assert np.array_equal(FORMATS[kernel.format].unpack(packed, weight.shape, tile), weight)
+        w, y = aligned(np.frombuffer(packed, np.uint8)), aligned(np.full(steps + 32, np.nan, np.float32))
+        args = Args(x.ctypes.data, y.ctypes.data, r.ctypes.data, w.ctypes.data, b.ctypes.data, None)
+        call(library, f"k{i}", args, getattr(library, f"k{i}_count")(), 2)
+        assert (abs(y[:outputs] - want) <= bound).all(), tile
+        assert np.isnan(y[steps:]).all(), tile
 
 
 def test_a_missing_macro_is_named() -> None:

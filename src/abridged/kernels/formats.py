@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ def cut(length: int, most: int) -> list[slice]:
     pieces = -(-length // most)
     sizes = [length // pieces + (i < length % pieces) for i in range(pieces)]
     ends = np.cumsum([0, *sizes]).tolist()
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def sections(*arrays: np.ndarray) -> bytes:
@@ -41,8 +43,8 @@ def sections(*arrays: np.ndarray) -> bytes:
     return b"".join(array.tobytes().ljust(-(-array.nbytes // 64) * 64, b"\0") for array in arrays)
 
 
-def _section(data: bytes, start: int, dtype: type, count: int) -> tuple[np.ndarray, int]:
-    array = np.frombuffer(data, dtype, count, start)
+def _section(data: bytes, start: int, dtype: Any, count: int) -> tuple[np.ndarray, int]:
+    array: np.ndarray = np.frombuffer(data, dtype, count, start)
     return array, start + -(-array.nbytes // 64) * 64
 
 
@@ -56,7 +58,7 @@ def tap_bits(taps: int) -> int:
     return bits if bits <= 6 else 12
 
 
-def _index_type(channels: int, taps: int) -> type:
+def _index_type(channels: int, taps: int) -> Any:
     return np.uint16 if channels << tap_bits(taps) <= 65536 else np.uint32
 
 
