@@ -17,6 +17,7 @@ SLACK = 512  # floats before and after every buffer; those before and after the 
 CONV = [name for name, family in families().items() if family.op == "conv" and "C" in family.macros]
 TAPS = {1: (0,), 3: (-1, 0, 1), 9: (-9, -8, -7, -1, 0, 1, 7, 8, 9)}
 FLAGS = {"native": ["-march=native"], "four lanes": ["-DLANES=4"], "scalar": ["-DLANES=1"]}
+FLAGS["undefined behaviour traps"] = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 
 
 class Args(ctypes.Structure):
