@@ -48,6 +48,22 @@ def openvino() -> Target:
     return TARGET
 
 
+@TARGETS.entry("native")
+def native() -> Target:
+    """C compiled for this machine: our own kernels, sparse ones among them."""
+    from abridged.targets.native import TARGET
+
+    return TARGET
+
+
+@TARGETS.entry("c")
+def c() -> Target:
+    """C sources and weights alone, for a cross compiler: no threads, no allocation, one arena."""
+    from abridged.targets.c import TARGET
+
+    return TARGET
+
+
 def build(
     graph: Graph,
     target: str = "onnxruntime",

@@ -1,0 +1,129 @@
+"""Reductions, softmaxes and layer norms: a vector of columns at a time, each walked along the reduced axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from abridged.compiler.elementwise import number
+from abridged.compiler.fuse import Group
+from abridged.compiler.lower import LOWER, Lowering
+from abridged.compiler.nest import indices, merged, vector_load, vector_store
+from abridged.compiler.plan import Call, Choice, Layout, Step
+from abridged.compiler.pool import around, mean
+from abridged.graph.graph import Node
+
+_MEAN = "V s = v_set(0.0f); EACH(s = s + x); "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """C statements over one column: EACH(statement) sees its elements as `x` (and `w`, `b` beside them), PUT(value) writes one."""
+
+    body: str
+    keeps: bool = True  # one output per element, or one per column
+
+
+COLUMNS: Mapping[str, Column] = {
+    "sum": Column(_MEAN + "PUT(s);", keeps=False),
+    "mean": Column(_MEAN + "PUT(s / COUNT);", keeps=False),
+    "amax": Column("V s = v_set(-INFINITY); EACH(s = v_max(s, x)); PUT(s);", keeps=False),
+    "amin": Column("V s = v_set(INFINITY); EACH(s = v_min(s, x)); PUT(s);", keeps=False),
+    "softmax": Column(
+        "V m = v_set(-INFINITY), s = v_set(0.0f); EACH(m = v_max(m, x)); EACH(s = s + v_exp(x - m)); "
+        "EACH(PUT(v_exp(x - m) / s));"
+    ),
+    "log_softmax": Column(
+        "V m = v_set(-INFINITY), s = v_set(0.0f); EACH(m = v_max(m, x)); EACH(s = s + v_exp(x - m)); "
+        "m = m + v_log(s); EACH(PUT(x - m));"
+    ),
+    "layer_norm": Column(
+        _MEAN + "s = s / COUNT; V q = v_set(0.0f); EACH(q = q + (x - s) * (x - s)); "
+        "q = 1.0f / v_sqrt(q / COUNT + EPS); EACH(PUT((x - s) * q * w + b));"
+    ),
+}
+
+
+@LOWER.entry(*(op for op in COLUMNS if op != "mean"))
+def _columns(low: Lowering, group: Group) -> None:
+    node, y = group.anchor, group.output
+    name, *affine = node.inputs
+    assert name is not None
+    shape, source, target = low.shape(name), low.layout(name), low.place(y)
+    axes = _axes(node, len(shape))
+    column = COLUMNS[node.op]
+    strides = _strides(len(shape), axes, bool(node.attrs.get("keepdim")), target, column.keeps)
+    parameters = [None if p is None else low.layout(p) for p in affine]
+    text = _text(node, column, shape, axes, source.strides, strides, parameters)
+    reads = (source, *(p for p in parameters if p is not None))
+    clears = around(low, y, target) if target.zero else ()
+    low.add(Step(node, (Choice(Call("", text=text)),), reads, target, clears=clears))
+
+
+@LOWER.entry("mean")
+def _mean(low: Lowering, group: Group) -> None:
+    """The average of whole maps has a kernel of its own."""
+    shape = low.shape(group.anchor.inputs[0] or "")
+    lies = low.layout(group.anchor.inputs[0] or "").strides
+    if len(shape) in (3, 4) and _axes(group.anchor, len(shape)) == tuple(range(2, len(shape))) and lies[-1] == 1:
+        mean(low, group.anchor, group.output)
+    else:
+        _columns(low, group)
+
+
+def _axes(node: Node, rank: int) -> tuple[int, ...]:
+    if node.op == "layer_norm":
+        return tuple(range(rank - len(node.attrs["normalized_shape"]), rank))  # type: ignore[arg-type]
+    axes = node.attrs.get("axes", (node.attrs.get("axis"),))
+    return tuple(sorted(axes))  # type: ignore[arg-type]
+
+
+def _strides(rank: int, axes: Sequence[int], keepdim: bool, target: Layout, keeps: bool) -> tuple[int, ...]:
+    """The output's strides along the input's axes: 0 along those that are gone."""
+    if keeps:
+        return target.strides
+    kept = [s for axis, s in enumerate(target.strides) if axis not in axes] if keepdim else list(target.strides)
+    return tuple(0 if axis in axes else kept.pop(0) for axis in range(rank))
+
+
+def _text(
+    node: Node,
+    column: Column,
+    shape: tuple[int, ...],
+    axes: Sequence[int],
+    x: tuple[int, ...],
+    y: tuple[int, ...],
+    parameters: Sequence[Layout | None],
+) -> str:
+    across = [axis for axis in range(len(shape)) if axis not in axes]
+    picked = [tuple(strides[axis] for axis in across) for strides in (x, y)]
+    *outer, (n, inner) = merged(tuple(shape[axis] for axis in across), picked)
+    at = list(zip(indices([size for size, _ in outer]), outer, strict=True))
+    starts = ["".join(f" + {index} * {s[k]}" for index, (_, s) in at) for k in (0, 1)]
+    loops = "".join(f"for (long r{axis} = 0; r{axis} < {shape[axis]}; r{axis}++) " for axis in axes)
+    offsets = ["".join(f" + r{axis} * {strides[axis]}" for axis in axes) for strides in (x, y)]
+    fields = iter(range(1, 3))
+    given = [f"v_set(a->in[{next(fields)}][r])" if p is not None else None for p in parameters]
+    scale, shift = (*given, None, None)[:2]
+    count = f"{prod(shape[axis] for axis in axes)}.0f"
+    load = vector_load("x", f"(p + j * {inner[0]}{offsets[0]})", inner[0], "n")
+    eps = number(float(node.attrs.get("eps", 0.0)))  # type: ignore[arg-type]
+    body = column.body.replace("COUNT", count).replace("EPS", eps)
+    put = vector_store(f"(out + j * {inner[1]}{offsets[1] if column.keeps else ''})", inner[1], "(value)", "n")
+    return f"""#define EACH(...) {{ long r = 0; {loops}{{ {load} V w = {scale or "v_set(1.0f)"}, b = {shift or "v_set(0.0f)"}; (void)w, (void)b; r++; __VA_ARGS__; }} }}
+#define PUT(value) {put}
+enum {{ NAME_tasks = {prod(size for size, _ in outer)} }};
+LOCAL void NAME(const struct nest *a, long begin, long end) {{
+  for (long u = begin; u < end; u++) {{
+    const float *p = a->in[0]{starts[0]};
+    float *out = a->out{starts[1]};
+    for (long j = 0; j < {n}; j += LANES) {{
+      const long n = MIN(LANES, {n} - j);
+      {body}
+    }}
+  }}
+}}
+#undef EACH
+#undef PUT
+"""

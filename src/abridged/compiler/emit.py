@@ -1,0 +1,230 @@
+"""A plan as C: one self-contained file, its header, and the weights as the kernels read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from abridged import kernels
+from abridged.compiler import nest
+from abridged.compiler.plan import SLACK, Call, Layout, Mask, Plan, Step, Weights, rounded
+
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """`files` by name; `parts` is into how many units of about equal size model.c may be compiled."""
+
+    files: dict[str, bytes]
+    parts: int
+
+
+class _Blob:
+    """weights.bin as it grows: equal contents once, each at an aligned offset."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._offsets: dict[bytes, int] = {}
+        self._end = 0
+
+    def add(self, content: bytes) -> int:
+        if content not in self._offsets:
+            self._offsets[content] = self._end
+            padded = content + bytes(-len(content) % ALIGNMENT)
+            self._chunks.append(padded)
+            self._end += len(padded)
+        return self._offsets[content]
+
+    def bytes(self) -> bytes:
+        return b"".join(self._chunks) + bytes(4 * SLACK)
+
+
+_HEADER = """/* Written by Abridged. One network: static shapes, no globals, no allocation. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#define MODEL_INPUTS {inputs}
+#define MODEL_OUTPUTS {outputs}
+#define MODEL_STEPS {steps}
+#define MODEL_ARENA_BYTES {arena}L /* aligned to 64 bytes */
+#define MODEL_WEIGHTS_BYTES {weights}L /* weights.bin, aligned to 64 bytes */
+
+/* Runs task(args, begin, end) over all of [0, count), in any parts and order, at once or not. */
+typedef void (*model_task)(const void *args, long begin, long end);
+typedef void (*model_parallel_for)(void *pool, model_task task, const void *args, long count);
+
+#ifndef MODEL_API
+#ifdef __GNUC__
+#define MODEL_API __attribute__((visibility("default")))
+#else
+#define MODEL_API
+#endif
+#endif
+
+MODEL_API long model_arena_bytes(void);
+/* Once per arena, before the first run. */
+MODEL_API void model_prepare(void *arena);
+MODEL_API void model_run(const float *const *inputs, float *const *outputs, const void *weights, void *arena,
+                         model_parallel_for parallel_for, void *pool);
+#endif
+"""
+
+_MASKS = """
+static void mask(int32_t *m, long total, const long *shape, const long *strides, int rank) {
+  for (long p = 0; p < total; p++) m[p] = 0;
+  long count = 1;
+  for (int i = 0; i < rank; i++) count *= shape[i];
+  for (long u = 0; u < count; u++) {
+    long rest = u, p = 0;
+    for (int i = rank - 1; i >= 0; rest /= shape[i--]) p += rest % shape[i] * strides[i];
+    m[p] = -1;
+  }
+}
+"""
+
+
+def emit(plan: Plan) -> Sources:
+    """model.c, model.h and weights.bin."""
+    blob = _Blob()
+    constants = {name: blob.add(tensor.tobytes()) for name, tensor in plan.constants.items()}
+    symbols: dict[Call, str] = {}
+    lines = []
+    for step in plan.steps:
+        symbol = symbols.setdefault(step.choice.call, f"k{len(symbols)}")
+        lines.append(_step(plan, step, symbol, constants, blob))
+    parts = _parts([_instance(call, symbol) for call, symbol in symbols.items()])
+    weights = blob.bytes()
+    header = _HEADER.format(
+        inputs=len(plan.inputs),
+        outputs=len(plan.outputs),
+        steps=len(plan.steps),
+        arena=4 * plan.arena,
+        weights=len(weights),
+    )
+    source = "\n".join(
+        [
+            '#include "model.h"\n#include <math.h>',
+            kernels.preamble(),
+            nest.PREAMBLE,
+            *(_part(i, texts) for i, texts in enumerate(parts)),
+            f"#if PART < 0 || PART == {len(parts)}",
+            _declarations(symbols),
+            _MASKS,
+            "long model_arena_bytes(void) { return MODEL_ARENA_BYTES; }",
+            _prepare(plan),
+            _run(lines),
+            "#endif",
+        ]
+    )
+    paths = "".join(f"{step.node.path}\n" for step in plan.steps)
+    files = {
+        "model.c": source.encode(),
+        "model.h": header.encode(),
+        "weights.bin": weights,
+        "steps.txt": paths.encode(),
+    }
+    return Sources(files, len(parts) + 1)
+
+
+def _instance(call: Call, symbol: str) -> str:
+    if call.family:
+        text = kernels.instantiate(kernels.families()[call.family], symbol, dict(call.macros))
+    else:
+        text = call.text.replace("NAME", symbol)
+    return f"""{text}
+LOCAL void {symbol}_start(model_parallel_for parallel_for, void *pool, const void *args) {{
+  parallel_for(pool, (model_task){symbol}, args, {symbol}_tasks);
+}}
+"""
+
+
+def _parts(instances: list[str], size: int = 60_000) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for text in instances:
+        if sum(map(len, parts[-1])) > size:
+            parts.append([])
+        parts[-1].append(text)
+    return parts
+
+
+def _part(i: int, texts: list[str]) -> str:
+    guard = (
+        "#ifndef PART\n#define PART -1 /* all of them; or the number of one part to compile alone */\n#endif\n"
+        if i == 0
+        else ""
+    )
+    return f"{guard}#if PART < 0 || PART == {i}\n" + "\n".join(texts) + "#endif\n"
+
+
+def _declarations(symbols: dict[Call, str]) -> str:
+    return "\n".join(
+        f"LOCAL void {symbol}_start(model_parallel_for, void *, const void *);" for symbol in symbols.values()
+    )
+
+
+def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: _Blob) -> str:
+    def address(layout: Layout) -> str:
+        kind, _, name = layout.buffer.partition(":")
+        if kind == "in":
+            return f"inputs[{plan.inputs.index(layout.buffer)}] + {layout.origin}"
+        if kind == "out":
+            return f"outputs[{name}] + {layout.origin}"
+        if kind == "const":
+            return f"(const float *)(w + {constants[layout.buffer]}) + {layout.origin}"
+        return f"m + {plan.offsets[layout.buffer] + layout.origin}"
+
+    mask = f"(const int32_t *)m + {plan.masks[step.mask]}" if step.mask else "0"
+    clears = "".join(f"memset({address(layout)}, 0, {4 * n}); " for layout, n in step.clears)
+    if step.choice.call.family:
+        packed = 0 if step.weight is None else blob.add(_packed(step))
+        bias = 0 if step.bias is None else blob.add(_biases(step.bias))
+        residual = address(step.residual) if step.residual else "0"
+        fields = f"{address(step.reads[0])}, {address(step.write)}, {residual}, w + {packed}, (const float *)(w + {bias}), {mask}"
+        arguments = f"struct args a = {{{fields}}}"
+    else:
+        inputs = ", ".join(map(address, step.reads)) or "0"
+        arguments = f"struct nest a = {{{{{inputs}}}, {address(step.write)}, {mask}}}"
+    return (
+        f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
+    )
+
+
+def _packed(step: Step) -> bytes:
+    assert step.weight is not None
+    rows, channels, taps = step.weight.shape
+    groups = int(dict(step.choice.call.macros).get("G", 1))
+    grouped = step.weight.reshape(groups, rows // groups, channels, taps)
+    return kernels.FORMATS[step.choice.format].pack(grouped, dict(step.choice.tile))
+
+
+def _biases(bias: Weights) -> bytes:
+    return np.ascontiguousarray(np.pad(bias, (0, rounded(len(bias)) - len(bias)))).astype(np.float32).tobytes()
+
+
+def _prepare(plan: Plan) -> str:
+    def fill(mask: Mask, offset: int) -> str:
+        shape, strides = (", ".join(map(str, numbers)) for numbers in (mask.shape, mask.strides))
+        return (
+            f"  mask((int32_t *)m + {offset}, {rounded(mask.span)}, "
+            f"(const long[]){{{shape}}}, (const long[]){{{strides}}}, {len(mask.shape)});"
+        )
+
+    lines = [fill(mask, offset) for mask, offset in plan.masks.items()]
+    return "\n".join(["void model_prepare(void *arena) {", "  float *m = arena;", "  (void)m;", *lines, "}"])
+
+
+def _run(lines: list[str]) -> str:
+    return "\n".join(
+        [
+            "void model_run(const float *const *inputs, float *const *outputs, const void *weights, void *arena,",
+            "               model_parallel_for parallel_for, void *pool) {",
+            "  const char *w = weights;",
+            "  float *m = arena;",
+            "  (void)w, (void)m;",
+            *lines,
+            "}",
+            "",
+        ]
+    )

@@ -1,0 +1,259 @@
+"""How much room each value's rows get, so that linear operators find padding in place and read and write at one pitch.
+
+A value lies as channel-major rows when it has a channel axis and more than one position. Rows that one kernel reads and writes at
+the same positions are of one *class*: they share the pitch of every position axis and the distance of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from operator import add, mul
+
+from abridged.compiler.fuse import Group
+from abridged.compiler.plan import LANES, Layout, contiguous, rounded
+from abridged.graph.graph import Graph, Node, Value
+
+VIEWS = ("reshape", "permute", "slice", "split", "expand")
+DEFAULT_CHANNEL = {2: 1, 3: 2, 4: 1}  # by rank, where no op has said what is a channel
+
+
+def positions(shape: Iterable[int], channel: int) -> tuple[int, ...]:
+    """The sizes of all axes but the channel's."""
+    return tuple(n for axis, n in enumerate(shape) if axis != channel)
+
+
+class Geometry:
+    """Channel axes, classes, and zero demands of all values of a graph."""
+
+    def __init__(self, graph: Graph, groups: list[Group]) -> None:
+        self.graph = graph
+        self.channel: dict[str, int | None] = {}
+        self.zero: set[str] = set()
+        self.inside: dict[str, tuple[str, int]] = {}  # a part of a cat: (whole, first channel)
+        self._parent: dict[str, str] = {}
+        # Of each class: position sizes, and the zeros that are wanted beside them along each position axis.
+        self._members: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+        self._made = {group.output for group in groups if group.anchor.op not in VIEWS}
+        for group in groups:
+            self._see(group)
+        for group in reversed(groups):
+            self._propagate_zero(group.anchor)
+
+    # ---- questions ----
+
+    def layout(self, value: Value, buffer: str, like: str | None = None) -> tuple[Layout, int]:
+        """A new value's layout in a buffer of its own, and that buffer's size."""
+        channel = self.channel.get(value.name)
+        if channel is None or not self.is_rows(like or value.name):
+            return Layout(buffer, 0, contiguous(value.shape)), prod(value.shape)
+        strides, gap, row = self._metric(like or value.name)
+        origin = rounded(gap)
+        full = list(strides)
+        full.insert(channel, row)
+        zero = value.name in self.zero
+        return Layout(buffer, origin, tuple(full), zero), origin + value.shape[channel] * row
+
+    def gap(self, name: str) -> int:
+        return self._metric(name)[1]
+
+    def is_rows(self, name: str) -> bool:
+        return name in self._parent
+
+    # ---- what each op asks for ----
+
+    def _see(self, group: Group) -> None:
+        node, y = group.anchor, group.output
+        see = getattr(self, f"_see_{node.op}", self._see_other)
+        see(node, y)
+        for name in group.operands:
+            alike = self._shape(name) == self._shape(y) and self.channel.get(name) == self.channel[y]
+            if alike and self.is_rows(y) and self.is_rows(name):
+                self._union(name, y)
+
+    def _see_conv(self, node: Node, y: str) -> None:
+        x = node.inputs[0]
+        assert x is not None
+        self.channel[y] = 1
+        single = prod(positions(self._shape(y), 1)) == prod(positions(self._shape(x), 1)) == 1
+        if single and node.attrs["groups"] == 1:  # a matrix times a vector
+            return
+        self._add(y)
+        window = Window(self.graph, node, y)
+        if window.strided:
+            self._add(f"{y}.x", window.phase_sizes)
+            self._union(f"{y}.x", y)
+        else:
+            self._ask(x, f"{y}.x", window)
+            self._union(f"{y}.x", y)
+
+    def _ask(self, x: str, key: str, window: Window) -> None:
+        """A kernel reads x with its zero padding in place; `key` stands for x in case that it must be a copy."""
+        self._add(key, window.sizes, window.gap)
+        self.channel[key] = 1
+        if any(window.gap):
+            self.zero.add(key)
+        if self.is_rows(x) and self.channel[x] == 1:
+            self._union(key, x)
+            if any(window.gap):
+                self.zero.add(x)
+
+    def _see_linear(self, node: Node, y: str) -> None:
+        x = node.inputs[0]
+        assert x is not None
+        last = len(self._shape(y)) - 1
+        self.channel[y] = last
+        if prod(self._shape(y)[:-1]) == 1:
+            return
+        self._add(y)
+        key = f"{y}.x"
+        self.channel[key] = last
+        self._add(key, positions(self._shape(y), last))
+        self._union(key, y)
+        if self.is_rows(x) and self.channel[x] == last:
+            self._union(x, y)
+
+    def _see_pool(self, node: Node, y: str) -> None:
+        self.channel[y] = 1
+        if prod(positions(self._shape(y), 1)) > 1:
+            self._add(y)
+
+    _see_max_pool = _see_avg_pool = _see_adaptive_avg_pool = _see_adaptive_max_pool = _see_pool
+
+    def _see_permute(self, node: Node, y: str) -> None:
+        x, axes = node.inputs[0], node.attrs["axes"]
+        assert x is not None
+        assert isinstance(axes, tuple)
+        channel = self.channel.get(x)
+        if channel is None:
+            return
+        self.channel[y] = axes.index(channel)
+        rest = [axis for axis in axes if axis != channel]
+        if self.is_rows(x) and rest == sorted(rest):  # type: ignore[type-var]
+            self._add(y)
+            self._union(x, y)
+
+    def _see_split(self, node: Node, y: str) -> None:
+        x, axis = node.inputs[0], node.attrs["axis"]
+        assert x is not None
+        for part in node.outputs:
+            self.channel[part] = self.channel.get(x)
+            if self.is_rows(x) and axis == self.channel[x]:
+                self._add(part)
+                self._union(x, part)
+
+    _see_slice = _see_split
+
+    def _see_cat(self, node: Node, y: str) -> None:
+        axis = node.attrs["axis"]
+        self._see_other(node, y)
+        if not self.is_rows(y) or axis != self.channel[y]:
+            return
+        first = 0
+        for x in node.inputs:
+            assert x is not None
+            if x in self._made and self.is_rows(x) and self.channel[x] == axis:
+                self._union(x, y)
+                if x not in self.inside and node.inputs.count(x) == 1:
+                    self.inside[x] = (y, first)
+            first += self._shape(x)[self.channel[y] or 0]
+
+    def _see_other(self, node: Node, y: str) -> None:
+        """Element-wise, or anything else: as the first input of the same rank lies."""
+        shape = self._shape(y)
+        known = [x for x in node.inputs if x in self.channel and len(self._shape(x)) == len(shape)]
+        full = [x for x in known if self._shape(x) == shape]
+        self.channel[y] = self.channel[(full or known)[0]] if known else DEFAULT_CHANNEL.get(len(shape))
+        channel = self.channel[y]
+        if channel is None or prod(positions(shape, channel)) == 1:
+            return
+        self._add(y)
+        for x in full:
+            if self.is_rows(x) and self.channel[x] == channel and node.op not in VIEWS:
+                self._union(x, y)
+
+    def _propagate_zero(self, node: Node) -> None:
+        """A part must be zero where its whole must be; so must what a view looks at."""
+        if node.op in VIEWS and self.zero.intersection(node.outputs):
+            self.zero.update(name for name in node.inputs if name is not None)
+        for x in node.inputs:
+            if x in self.inside and self.inside[x][0] in self.zero:
+                self.zero.add(x)
+
+    # ---- classes: union-find ----
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.graph.values[name].shape
+
+    def _add(self, name: str, sizes: tuple[int, ...] | None = None, gap: tuple[int, ...] | None = None) -> None:
+        sizes = sizes or positions(self._shape(name), self.channel[name] or 0)
+        self._parent[name] = name
+        self._members[name] = [(sizes, gap or (0,) * len(sizes))]
+
+    def _find(self, name: str) -> str:
+        while self._parent[name] != name:
+            name = self._parent[name]
+        return name
+
+    def _union(self, a: str, b: str) -> None:
+        a, b = self._find(a), self._find(b)
+        if a != b and len(self._members[a][0][0]) == len(self._members[b][0][0]):
+            self._parent[a] = b
+            self._members[b] += self._members.pop(a)
+
+    def _metric(self, name: str) -> tuple[tuple[int, ...], int, int]:
+        """Strides of the position axes, the gap before and after a row, and the distance of rows."""
+        members = self._members[self._find(name)]
+        room = tuple(map(max, zip(*(map(add, sizes, gap) for sizes, gap in members), strict=True)))
+        strides = contiguous(room)
+        gap = max(sum(map(mul, gap, strides)) for _, gap in members)
+        span = max(1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) for sizes, _ in members)
+        # An odd number of vectors: rows a power of two apart would fall on one another in the cache.
+        return strides, gap, (rounded(span + gap) // LANES | 1) * LANES
+
+
+class Window:
+    """The window of a convolution or pool, in numbers per spatial axis."""
+
+    def __init__(self, graph: Graph, node: Node, y: str) -> None:
+        def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+            found = node.attrs.get(name, default)
+            assert isinstance(found, tuple)
+            return found  # type: ignore[return-value]
+
+        x = node.inputs[0]
+        assert x is not None
+        self.x_shape, self.y_shape = graph.values[x].shape, graph.values[y].shape
+        rank = len(self.x_shape) - 2
+        weight = graph.values[node.inputs[1] or ""].shape if len(node.inputs) > 1 else ()
+        self.kernel = weight[2:] if weight else numbers("kernel", ())
+        self.stride = numbers("stride", (1,) * rank)
+        self.padding = numbers("padding", (0,) * rank)
+        self.dilation = numbers("dilation", (1,) * rank)
+
+    @property
+    def strided(self) -> bool:
+        return any(s != 1 for s in self.stride)
+
+    @property
+    def gap(self) -> tuple[int, ...]:
+        """Zeros that are read beside the elements, at most, per position axis (the batch has none)."""
+        sides = []
+        for n, m, k, s, p, d in zip(
+            self.x_shape[2:], self.y_shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+        ):
+            sides.append(max(p, (m - 1) * s + (k - 1) * d - p - (n - 1), 0))
+        return (0, *sides)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Position sizes of x."""
+        return (self.x_shape[0], *self.x_shape[2:])
+
+    @property
+    def phase_sizes(self) -> tuple[int, ...]:
+        """Position sizes of one phase of x, padding included: output position o reads tap t at o + t·dilation // stride."""
+        lines = [
+            m + (k - 1) * d // s
+            for m, k, s, d in zip(self.y_shape[2:], self.kernel, self.stride, self.dilation, strict=True)
+        ]
+        return (self.y_shape[0], *lines)

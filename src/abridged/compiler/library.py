@@ -1,0 +1,117 @@
+"""A built network in this process: the shared library with its weights, arena and threads, through ctypes.
+
+This file needs numpy alone. Every artifact carries it as run.py, which runs the network where nothing else is installed:
+`python run.py x.npy` writes output0.npy …; from Python, `Network(Path("folder"))(x)` gives the list of outputs."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
+
+
+def aligned(size: int) -> Array:
+    """Zero bytes that begin with a page, on huge pages where the system has them: rows are many pages apart."""
+    memory = mmap.mmap(-1, max(size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+class Library:
+    """One call runs at a time; the GIL is free while it does."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self._library = ctypes.CDLL(str(directory / "model.so"))
+        self._library.model_arena_bytes.restype = ctypes.c_long
+        self._library.pool_open.restype = ctypes.c_void_p
+        self._weights = aligned((directory / "weights.bin").stat().st_size)
+        self._weights[:] = np.fromfile(directory / "weights.bin", np.uint8)
+        self._arena = aligned(self._library.model_arena_bytes())
+        self._library.model_prepare(_pointer(self._arena))
+        self._parallel_for = ctypes.cast(self._library.pool_run, ctypes.c_void_p)
+        self._lock = threading.Lock()
+        self._pool = ctypes.c_void_p(self._library.pool_open(threads))
+        if not self._pool:
+            raise RuntimeError(f"{threads} threads could not be started; ask for fewer")
+
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], parallel_for: Any = None) -> None:
+        with self._lock:
+            if not self._pool:
+                raise RuntimeError("the network is closed")
+            self._library.model_run(
+                (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs)),
+                (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs)),
+                _pointer(self._weights),
+                _pointer(self._arena),
+                parallel_for or self._parallel_for,
+                self._pool,
+            )
+
+    def step_times(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[float]:
+        """Milliseconds of each step of one run, by a clock around each parallel_for."""
+        times: list[float] = []
+
+        def timed(pool: int, task: int, args: int, count: int) -> None:
+            start = time.perf_counter()
+            self._library.pool_run(*map(ctypes.c_void_p, (pool, task, args)), ctypes.c_long(count))
+            times.append(1e3 * (time.perf_counter() - start))
+
+        self.run(inputs, outputs, _Task(timed))
+        return times
+
+    def close(self, join: bool = True) -> None:
+        """End the threads (`join=False`: this process never had them). A second close does nothing."""
+        with self._lock:
+            pool, self._pool = self._pool, ctypes.c_void_p()
+            if pool and join:
+                self._library.pool_close(pool)
+
+
+class Network:
+    """An artifact folder as a function of its flat inputs."""
+
+    def __init__(self, directory: Path, threads: int = os.cpu_count() or 1) -> None:
+        signature = json.loads((directory / "abridged.json").read_bytes())["signature"]
+        self._inputs, self._outputs = signature["inputs"], signature["outputs"]
+        self._library = Library(directory, threads)
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        """Raises `ValueError` for a wrong count, shape or dtype."""
+        given, wanted = (
+            [(list(x.shape), str(x.dtype)) for x in inputs],
+            [(p["shape"], p["dtype"]) for p in self._inputs],
+        )
+        if given != wanted:
+            raise ValueError(f"the network takes {wanted}, not {given}")
+        outputs = [np.empty(port["shape"], port["dtype"]) for port in self._outputs]
+        self._library.run([np.ascontiguousarray(x) for x in inputs], outputs)
+        return outputs
+
+    def close(self) -> None:
+        self._library.close()
+
+
+def _pointer(array: Array) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+if __name__ == "__main__":
+    for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
+        np.save(f"output{i}.npy", output)

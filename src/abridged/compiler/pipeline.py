@@ -1,0 +1,42 @@
+"""The compiler in order: passes over the Graph, then a plan, then C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import abridged.compiler.columns  # noqa: F401  (its entries of LOWER)
+from abridged.compiler.emit import Sources, emit
+from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants, lower_batch_norms
+from abridged.compiler.fuse import fuse
+from abridged.compiler.geometry import Geometry
+from abridged.compiler.lower import Lowering
+from abridged.compiler.memory import plan_memory
+from abridged.compiler.plan import Plan
+from abridged.compiler.select import select
+from abridged.graph.graph import Graph
+from abridged.graph.verify import verify
+
+# Each may be left out: the network computes the same.
+PASSES: dict[str, Callable[[Graph], Graph]] = {
+    "fold_constants": fold_constants,
+    "fold_batch_norms": fold_batch_norms,
+    "drop_dead": drop_dead,
+}
+
+
+def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
+    """Decide everything. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
+
+    Raises `UnsupportedError` with the module path for an op that no kernel computes."""
+    for name, rewrite in PASSES.items():
+        if name not in without:
+            graph = verify(rewrite(graph))
+    graph = verify(lower_batch_norms(graph))
+    groups = fuse(graph, enabled="fuse" not in without)
+    lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
+    return plan_memory(select(lowered), reuse="reuse" not in without)
+
+
+def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:
+    """A Graph as model.c, model.h and weights.bin."""
+    return emit(plan(graph, without))

@@ -1,0 +1,108 @@
+"""What the compiler decides, as frozen data: where every value lies, and which kernel runs when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abridged.graph.graph import Node
+
+LANES = 16  # floats by which rows are rounded, whatever the machine's vectors are: one layout serves them all
+SLACK = 16 * LANES  # floats behind a buffer that kernels may read, and never use
+
+Weights = NDArray[np.float32]
+
+
+def rounded(n: int) -> int:
+    """n, up to a multiple of LANES."""
+    return -(-n // LANES) * LANES
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Element [i, j, …] of a value is at buffer[origin + i·strides[0] + j·strides[1] + …], in floats.
+
+    `zero`: what lies between and around the elements is zero, as far as the layout was asked for."""
+
+    buffer: str
+    origin: int
+    strides: tuple[int, ...]
+    zero: bool = False
+
+    def at(self, offset: int, strides: tuple[int, ...] | None = None) -> Layout:
+        """The same buffer, seen from another element, perhaps along other axes."""
+        return replace(self, origin=self.origin + offset, strides=self.strides if strides is None else strides)
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of row-major order."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """All ones at the positions Σ index·stride of `shape`, zero between them, up to `rounded(span)`."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def span(self) -> int:
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One instance of a kernel family, or (family "") a C function of the compiler's own whose text names itself `NAME`.
+
+    Two equal calls share one function."""
+
+    family: str
+    macros: tuple[tuple[str, int | str], ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to run a step: the kernel, and the format of its packed weights with the tile they are packed for."""
+
+    call: Call
+    format: str = ""
+    tile: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One kernel call of the emitted function. `weight` (O, C, T) is packed for the choice; `bias` has O numbers."""
+
+    node: Node
+    choices: tuple[Choice, ...]
+    reads: tuple[Layout, ...]
+    write: Layout
+    residual: Layout | None = None
+    weight: Weights | None = None
+    bias: Weights | None = None
+    mask: Mask | None = None
+    clears: tuple[tuple[Layout, int], ...] = ()  # floats to set to zero before the call
+
+    @property
+    def choice(self) -> Choice:
+        return self.choices[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order; `sizes` of the buffers in floats; inputs, outputs and constants are buffers too."""
+
+    steps: tuple[Step, ...]
+    sizes: Mapping[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Weights]
+    offsets: Mapping[str, int] = field(default_factory=dict)  # of each arena buffer, in floats
+    masks: Mapping[Mask, int] = field(default_factory=dict)
+    arena: int = 0  # floats

@@ -1,0 +1,44 @@
+"""Which kernel runs a step: every family and tile that can, in the order that a cost model prefers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from abridged import kernels
+from abridged.compiler.plan import Choice, Plan, Step
+
+SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster way
+UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
+
+
+def select(plan: Plan) -> Plan:
+    """Give every step its choices, the preferred one first."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step)) for step in plan.steps))
+
+
+def _can(family: kernels.Family, step: Step) -> bool:
+    """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own."""
+    given = {name.partition("(")[0] for name, _ in step.choice.call.macros} | set(family.tiles[0])
+    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op == "conv"
+    return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
+
+
+def choices(step: Step) -> tuple[Choice, ...]:
+    """All kernels that can run a step."""
+    call = step.choice.call
+    if not call.family:
+        return step.choices
+    able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
+    zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
+    able.sort(key=lambda family: (family.format == "dense") == (zeros >= SPARSE))
+    if not UNDECIDED[0] < zeros < UNDECIDED[1]:
+        able = [family for family in able if (family.format == "dense") == (able[0].format == "dense")]
+    return tuple(
+        Choice(
+            replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
+        )
+        for family in able
+        for tile in (family.tiles or ({},))
+    )

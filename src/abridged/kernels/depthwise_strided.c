@@ -1,0 +1,42 @@
+/* ---
+family: depthwise_strided
+op: depthwise_strided
+format: taps
+dtype: f32
+doc: depthwise with a stride, line by line, lanes picked from the unsplit input whose zero padding is in place.
+with: lines.h
+macros: O G KH KW SY SX DY DX PY PX N H W OH OW XROW XPITCH XSTACK YROW YPITCH YSTACK RROW CLEAR RESIDUAL EPILOGUE
+tiles:
+  - {NV: 4}
+--- */
+/* Group g has one channel and O outputs (the multiplier). Packed weights are KH x KW numbers for each output. */
+INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
+{
+    const float *w = (const float *)a->w + c * (KH * KW);
+    const float *x = a->x + c / O * XROW + n * XSTACK + (oy * SY - PY) * XPITCH - PX;
+    for (int first = 0; first < LINE_VECTORS; first += NV) {
+        const int count = MIN(NV, LINE_VECTORS - first);
+        V sum[NV];
+        for (int j = 0; j < NV; j++) sum[j] = v_set(a->b[c]);
+        for (int ky = 0; ky < KH; ky++)
+            for (int kx = 0; kx < KW; kx++)
+                for (int j = 0; j < count; j++)
+                    sum[j] += w[ky * KW + kx] * NAME(strided)(x + ky * DY * XPITCH + kx * DX + (first + j) * LANES * SX);
+        for (int j = 0; j < count; j++) {
+            V r = RESIDUAL ? v_load(a->r + c * RROW + n * YSTACK + oy * YPITCH + (first + j) * LANES) : v_set(0.0f);
+            (void)r;
+            NAME(put)(a, c, n, oy, first + j, EPILOGUE(sum[j], r));
+        }
+    }
+}
+
+enum { NAME(tasks) = G * O };
+
+LOCAL void SYMBOL(const struct args *a, long begin, long end)
+{
+    for (long c = begin; c < end; c++) {
+        for (long n = 0; n < N; n++)
+            for (long oy = 0; oy < OH; oy++) NAME(line)(a, c, n, oy);
+        NAME(clear)(a, c);
+    }
+}

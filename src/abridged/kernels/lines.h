@@ -1,0 +1,35 @@
+/* What the kernels that go line by line share: an output line is OW positions at y, cut into vectors of which the last
+ * may be partial; everything else of a row, its padding and the gaps between images, becomes zero. */
+#define LINE_VECTORS ((OW + LANES - 1) / LANES)
+#define LAST (OW - (LINE_VECTORS - 1) * LANES)
+#define OUT_STEPS STEPS((N - 1) * YSTACK + (OH - 1) * YPITCH + OW)
+
+/* Lanes 0, SX, 2 SX, ... of what lies at p. */
+INLINE V NAME(strided)(const float *p)
+{
+    if (SX == 1) return v_load(p);
+    if (SX == 2) return v_even(v_load(p), v_load(p + LANES));
+    float v[LANES];
+    for (int i = 0; i < LANES; i++) v[i] = p[i * SX];
+    return v_load(v);
+}
+
+/* Vector j of output line (n, oy) of row c. */
+INLINE void NAME(put)(const struct args *a, long c, long n, long oy, int j, V v)
+{
+    float *y = a->y + c * YROW + n * YSTACK + oy * YPITCH + j * LANES;
+    if (j < LINE_VECTORS - 1) v_store(y, v);
+    else v_store_n(y, v, LAST);
+}
+
+/* Zeros between and after the lines of row c. */
+INLINE void NAME(clear)(const struct args *a, long c)
+{
+    float *row = a->y + c * YROW, *end = row + OUT_STEPS + CLEAR, *at, *next;
+    for (long n = 0; n < N; n++)
+        for (long oy = 0; oy < OH; oy++) {
+            at = row + n * YSTACK + oy * YPITCH + OW;
+            next = oy < OH - 1 ? at - OW + YPITCH : n < N - 1 ? row + (n + 1) * YSTACK : end;
+            memset(at, 0, 4 * (size_t)(next - at));
+        }
+}

@@ -1,0 +1,29 @@
+/* ---
+family: mean
+op: mean
+format: none
+dtype: f32
+doc: the average of each map.
+macros: C XROW YROW N XSTACK YSTACK XPITCH H W
+tiles:
+  - {}
+--- */
+enum { NAME(tasks) = C };
+
+LOCAL void SYMBOL(const struct args *a, long begin, long end)
+{
+    for (long c = begin; c < end; c++)
+        for (int n = 0; n < N; n++) {
+            const float *x = a->x + c * XROW + n * (long)XSTACK;
+            V sum = v_set(0.0f);
+            float total = 0.0f, lanes[LANES];
+            for (int i = 0; i < H; i++, x += XPITCH) {
+                int j = 0;
+                for (; j + LANES <= W; j += LANES) sum = sum + v_load(x + j);
+                if (j < W) sum = sum + v_load_n(x + j, W - j);
+            }
+            v_store(lanes, sum);
+            for (int l = 0; l < LANES; l++) total += lanes[l];
+            a->y[c * YROW + n * (long)YSTACK] = total * (1.0f / ((H) * (W)));
+        }
+}

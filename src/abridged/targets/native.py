@@ -1,0 +1,101 @@
+"""Target `native`: the network as C, compiled for this machine, run through ctypes by a thread pool of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abridged import files
+from abridged.compiler import library, threads
+from abridged.compiler.build import (
+    build_library,
+    compiler_version,
+    cpu_flags,
+    cpu_name,
+    find_compiler,
+    machine_flags,
+    needed_flags,
+)
+from abridged.compiler.emit import emit
+from abridged.compiler.library import Library
+from abridged.compiler.pipeline import plan
+from abridged.compiler.plan import Plan
+from abridged.compiler.tune import tune
+from abridged.errors import InputError
+from abridged.graph.graph import Graph
+from abridged.graph.structure import flatten
+from abridged.kernels import families, preamble
+from abridged.targets import Target
+from abridged.targets.artifact import Array, Manifest, Signature, random_inputs, thread_count
+
+
+class NativeEngine:
+    """The library, and which module path each of its steps belongs to."""
+
+    def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
+        built_for = (directory / "cpu.txt").read_text()
+        if missing := set(built_for.split()) - cpu_flags():
+            raise InputError(
+                f"{directory}: was built for a CPU that has {min(missing)}, which this one lacks; build it again here"
+            )
+        self._library, self._process = Library(directory, count), os.getpid()
+        self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        if os.getpid() != self._process:
+            raise InputError("the artifact was loaded before this process was forked; load it again here")
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        self._library.run(inputs, outputs)
+        return outputs
+
+    def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float]:
+        """Median milliseconds by module path; a fused layer's time is with the layer it was fused into."""
+        paths = (directory / "steps.txt").read_text().splitlines()
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        times = [self._library.step_times(inputs, outputs) for _ in range(runs)]
+        total: defaultdict[str, float] = defaultdict(float)
+        for path, samples in zip(paths, zip(*times, strict=True), strict=True):
+            total[path] += statistics.median(samples)
+        return dict(total)
+
+    def close(self) -> None:
+        self._library.close(join=os.getpid() == self._process)
+
+
+def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
+    compiler, flags = find_compiler(options["cc"]), machine_flags(options["cpu"])
+
+    def build(plan: Plan, folder: Path) -> None:
+        sources = emit(plan)
+        for name, content in sources.files.items():
+            files.write_atomic(folder / name, content)
+        files.write_atomic(folder / "threads.c", threads.source())
+        parts = {"model.c": sources.parts, "threads.c": 1}
+        build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
+
+    chosen = plan(graph)
+    if options["tune"] and options["cpu"] == "native":
+        signature = Signature.of(graph)
+        inputs, _ = flatten(random_inputs(signature))
+        outputs = [np.empty(port.shape, port.dtype) for port in signature.outputs]
+        kernels = hashlib.sha256((preamble() + repr(families())).encode()).hexdigest()
+        machine = " ".join((cpu_name(), compiler_version(compiler), *flags, kernels))
+        chosen = tune(chosen, build, machine, thread_count(None), inputs, outputs)
+    build(chosen, directory)
+    files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
+    files.write_atomic(directory / "cpu.txt", " ".join(sorted(needed_flags(options["cpu"]))).encode())
+
+
+TARGET = Target(
+    write=write,
+    start=NativeEngine,
+    packages=("torch",),
+    options={"cc": None, "cpu": "native", "tune": True},
+)

@@ -1,0 +1,243 @@
+"""Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
+
+import json
+import subprocess
+import sys
+import threading as python_threads
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from abridged import targets
+from abridged.compiler import threads
+from abridged.compiler.build import build_library, find_compiler
+from abridged.compiler.library import Library
+from abridged.compiler.pipeline import compile_graph
+from abridged.errors import InputError, UnsupportedError
+from abridged.graph.capture import capture
+from abridged.graph.interpret import interpret
+
+
+def agrees(module: nn.Module, x: Tensor, threads: int = 2) -> None:
+    """The artifact's error against float64 is at most 8 times PyTorch's own, or rounding of the largest output."""
+    graph = capture(module.eval(), x)
+    exact = interpret(graph, x, dtype=torch.float64)
+    bound = max(8 * (module(x) - exact).abs().max().item(), 4e-6 * exact.abs().max().item())
+    with targets.build(graph, "native", threads=threads, tune=False) as artifact:
+        assert (artifact(x) - exact).abs().max().item() <= bound
+
+
+class Block(nn.Module):
+    """A residual block with a cat, a split and a permuted linear layer: every way that values share rows."""
+
+    def __init__(self, channels: int, kernel: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+        self.norm = nn.BatchNorm2d(channels)
+        self.activation = activation
+        self.second = nn.Conv2d(2 * channels, channels, 1)
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.norm(self.first(x)))
+        z = self.second(torch.cat([x, y], 1)) + x
+        first, rest = z.split([1, z.shape[1] - 1], 1)
+        z = torch.cat([rest, first], 1)
+        return self.mix(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * y.mean((2, 3), keepdim=True)
+
+
+ACTIVATIONS = [nn.ReLU(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.ReLU6(), nn.Sigmoid(), nn.ELU(), nn.LeakyReLU(0.1)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(2, 19),
+    height=st.integers(1, 17),
+    width=st.integers(1, 19),
+    kernel=st.sampled_from([1, 3, 5]),
+    activation=st.sampled_from(ACTIVATIONS),
+)
+def test_random_blocks(batch: int, channels: int, height: int, width: int, kernel: int, activation: nn.Module) -> None:
+    agrees(Block(channels, kernel, activation), torch.randn(batch, channels, height, width))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 17)),
+    size=st.tuples(st.integers(5, 23), st.integers(5, 23)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    density=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_random_convolutions(
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    density: float,
+) -> None:
+    conv = nn.Conv2d(*channels, kernel, stride, padding)
+    with torch.no_grad():
+        conv.weight *= torch.rand_like(conv.weight) < density
+    agrees(nn.Sequential(conv, nn.ReLU()), torch.randn(1, channels[0], *size))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.MaxPool2d(2, 1, dilation=2),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((3, 2), count_include_pad=False, padding=(1, 0)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((2, 3)),
+        nn.Conv2d(6, 12, 3, groups=3, dilation=2, padding=2),
+        nn.Conv2d(6, 6, 3, groups=6, stride=2, padding=1),
+        nn.Conv2d(6, 12, 5, groups=6, padding=2),
+        nn.Sequential(nn.Flatten(), nn.Linear(6 * 12 * 15, 13), nn.Softmax(1)),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 5, 3, stride=2, padding=1), nn.LayerNorm(90)),
+        nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.ChannelShuffle(3)),
+    ],
+    ids=str,
+)
+def test_each_op(module: nn.Module) -> None:
+    agrees(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), module), torch.randn(2, 3, 12, 15))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+def test_equal_bits_for_any_number_of_threads(network: nn.Module) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    graph, answers = capture(network, x), []
+    for count in (1, 2, 5):
+        with targets.build(graph, "native", threads=count, tune=False) as artifact:
+            answers += [artifact(x) for _ in range(20)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_two_artifacts_in_two_python_threads(network: nn.Module) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    graph = capture(network, x)
+    with targets.build(graph, "native", threads=2) as a, targets.build(graph, "native", threads=2) as b:
+        expected, wrong = a(x), []
+
+        def call(artifact: targets.artifact.Artifact) -> None:
+            wrong.extend(not torch.equal(artifact(x), expected) for _ in range(50))
+
+        callers = [python_threads.Thread(target=call, args=(artifact,)) for artifact in (a, b, a)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(wrong) == 150
+        assert not any(wrong)
+
+
+def test_reloaded_and_closed(network: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    built = targets.build(capture(network, x), "native", tmp_path / "net", threads=1)
+    with targets.load(tmp_path / "net", threads=2) as again:
+        assert torch.equal(again(x), built(x))
+        assert isinstance(again(x.numpy()), np.ndarray)
+        times = again.layer_times((x.numpy(),), runs=2)
+        assert times is not None
+        assert "2" in times
+    with pytest.raises(InputError, match="closed"):
+        again(x)
+    built.close()
+    weights = tmp_path / "net" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="bytes"):
+        targets.load(tmp_path / "net")
+
+
+def test_nan_goes_through_stored_weights() -> None:
+    conv = nn.Conv2d(2, 2, 1, bias=False)
+    with torch.no_grad():
+        conv.weight[:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, :, None, None]
+    x = torch.zeros(1, 2, 4, 4)
+    x[0, 0, 1, 1] = torch.nan
+    with targets.build(capture(nn.Sequential(conv, nn.ReLU()), x), "native", threads=1) as artifact:
+        assert artifact(x)[0, 0].isnan().sum() == 1
+
+
+def test_unsupported_op_names_its_module() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumsum(x, 1)
+
+    graph = capture(nn.Sequential(nn.ReLU(), Odd()), torch.zeros(1, 2, 3, 3))
+    with pytest.raises(UnsupportedError, match=r"module '1'.*cumsum"):
+        targets.build(graph, "native")
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="install gcc or clang"):
+        find_compiler()
+    with pytest.raises(InputError, match="'tinycc' was not found"):
+        find_compiler("tinycc")
+
+
+def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    with targets.build(capture(network, x), "native", tmp_path / "net", tune=False, threads=2) as artifact:
+        expected = artifact(x).numpy()
+    np.save(tmp_path / "x.npy", x.numpy())
+    bare = "import sys; sys.modules['torch'] = sys.modules['abridged'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    command = [sys.executable, "-c", bare, str(tmp_path / "net" / "run.py"), "x.npy"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
+
+
+def test_target_c_is_sources_that_build(network: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 33, 29)
+    graph = capture(network, x)
+    with targets.build(graph, "c", tmp_path / "net") as artifact:
+        assert (artifact(x) - interpret(graph, x, dtype=torch.float64)).abs().max() < 1e-6
+    subprocess.run(["make", "-s", "-C", str(tmp_path / "net"), "main"], check=True)
+    said = subprocess.run(["./main"], cwd=tmp_path / "net", check=True, capture_output=True, text=True).stdout
+    expected = interpret(graph, torch.zeros_like(x))[0, :8]
+    np.testing.assert_allclose([float(n) for n in said.split()], expected.detach().numpy(), rtol=1e-4)
+    bench = subprocess.run(["make", "-s", "bench"], cwd=tmp_path / "net", check=True, capture_output=True, text=True)
+    assert json.loads(bench.stdout)["least_ms"] > 0
+
+
+@pytest.mark.parametrize("without", ["fold_constants", "fold_batch_norms", "drop_dead", "fuse", "reuse"])
+def test_every_pass_is_optional(without: str, tmp_path: Path) -> None:
+    module, x = Block(5, 3, nn.SiLU()).eval(), torch.randn(2, 5, 7, 9)
+    graph = capture(module, x)
+    sources = compile_graph(graph, without=[without])
+    for name, content in sources.files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "threads.c").write_bytes(threads.source())
+    build_library({"model.c": 1, "threads.c": 1}, tmp_path, tmp_path / "model.so", compiler=find_compiler(), flags=[])
+    library, out = Library(tmp_path, 2), np.empty((2, 5, 7, 9), np.float32)
+    library.run([x.numpy()], [out])
+    library.close()
+    assert np.abs(out - interpret(graph, x, dtype=torch.float64).detach().numpy()).max() < 1e-5
+
+
+def test_tuning_is_remembered(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    graph = capture(network, torch.zeros(1, 3, 33, 29))
+    targets.build(graph, "native").close()
+    monkeypatch.setattr("abridged.compiler.tune._measured", lambda *_: pytest.fail("measured again"))
+    targets.build(graph, "native").close()
