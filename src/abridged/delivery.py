@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from abridged.graph.capture import capture
 from abridged.measurement import gate
 from abridged.measurement.accuracy import batch_of
+from abridged.measurement.practice import positional
 from abridged.measurement.records import Deviation
 from abridged.targets import build, load
 from abridged.targets.artifact import Artifact
@@ -83,8 +84,3 @@ def reference_inputs(artifact: Artifact, example: Any, data: Data | None, batche
         for given in inputs
         if [tuple(leaf.shape) for leaf in given if hasattr(leaf, "shape")] == shapes or given is inputs[0]
     ]
-
-
-def positional(inputs: Any) -> tuple[Any, ...]:
-    """Inputs as the tuple of a model's positional arguments."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)

@@ -26,14 +26,14 @@ from torch import nn
 from abridged import recipe as recipes
 from abridged import report, sources
 from abridged.data import Data, check
-from abridged.delivery import deliver, positional
+from abridged.delivery import deliver
 from abridged.errors import GateError, InputError, nearest
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
 from abridged.ledger import Check, Ledger, Row
 from abridged.measurement.accuracy import accuracy
 from abridged.measurement.environment import environment
-from abridged.measurement.practice import practice
+from abridged.measurement.practice import positional, practice
 from abridged.measurement.records import Deviation, Practice, Theory
 from abridged.measurement.theory import theory
 from abridged.progress import bar
