@@ -30,15 +30,29 @@ def choices(step: Step) -> tuple[Choice, ...]:
     call = step.choice.call
     if not call.family:
         return step.choices
-    able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
+    found = [
+        (family, tile)
+        for family in kernels.families().values()
+        if family.op == call.family and _can(family, step)
+        for tile in (family.tiles or ({},))
+        if _fits(family, tile, step)
+    ]
     zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
-    able.sort(key=lambda family: (family.format == "dense") == (zeros >= SPARSE))
+    found.sort(key=lambda choice: (_is_dense(choice[0]) == (zeros >= SPARSE), -choice[0].rank))
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
-        able = [family for family in able if (family.format == "dense") == (able[0].format == "dense")]
+        found = [choice for choice in found if _is_dense(choice[0]) == _is_dense(found[0][0])]
     return tuple(
         Choice(
             replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
         )
-        for family in able
-        for tile in (family.tiles or ({},))
+        for family, tile in found
     )
+
+
+def _is_dense(family: kernels.Family) -> bool:
+    return family.format == "none" or kernels.FORMATS[family.format].dense
+
+
+def _fits(family: kernels.Family, tile: kernels.Tile, step: Step) -> bool:
+    """Whether the weight has the form that the family's format is made for."""
+    return step.weight is None or kernels.FORMATS[family.format].fits(step.grouped, tile)
