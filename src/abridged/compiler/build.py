@@ -55,6 +55,13 @@ def machine_flags(cpu: str = "native") -> tuple[str, ...]:
     return (f"-march={cpu}", *(("-mprefer-vector-width=512",) if wide else ()))
 
 
+def vector_registers(cpu: str = "native") -> int:
+    """How many vector registers a kernel's sums may fill: x86 before AVX-512 has 16, everything else 32."""
+    wide = "avx512f" in cpu_flags() if cpu == "native" else cpu == "x86-64-v4"
+    x86 = platform.machine() in ("x86_64", "AMD64", "i686") if cpu == "native" else cpu.startswith("x86")
+    return 16 if x86 and not wide else 32
+
+
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of this CPU as Linux names them; none where the system does not say."""
     return frozenset(_cpu_line("flags").split())

@@ -13,9 +13,9 @@ SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster
 UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
 
 
-def select(plan: Plan) -> Plan:
-    """Give every step its choices, the preferred one first."""
-    return replace(plan, steps=tuple(replace(step, choices=choices(step)) for step in plan.steps))
+def select(plan: Plan, registers: int = 16) -> Plan:
+    """Give every step its choices for a machine of so many vector registers, the preferred one first."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step, registers)) for step in plan.steps))
 
 
 def _can(family: kernels.Family, step: Step) -> bool:
@@ -25,7 +25,7 @@ def _can(family: kernels.Family, step: Step) -> bool:
     return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
-def choices(step: Step) -> tuple[Choice, ...]:
+def choices(step: Step, registers: int = 16) -> tuple[Choice, ...]:
     """All kernels that can run a step."""
     call = step.choice.call
     if not call.family:
@@ -35,7 +35,7 @@ def choices(step: Step) -> tuple[Choice, ...]:
         for family in kernels.families().values()
         if family.op == call.family and _can(family, step)
         for tile in (family.tiles or ({},))
-        if _fits(family, tile, step)
+        if _fits(family, tile, step) and _in_registers(tile, registers)
     ]
     zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
     found.sort(key=lambda choice: (_is_dense(choice[0]) == (zeros >= SPARSE), -choice[0].rank))
@@ -47,6 +47,12 @@ def choices(step: Step) -> tuple[Choice, ...]:
         )
         for family, tile in found
     )
+
+
+def _in_registers(tile: kernels.Tile, registers: int) -> bool:
+    """Whether a tile of several rows fills the machine's registers with its sums, and no more."""
+    rows = tile.get("M", tile.get("BR", 1)) if "NV" in tile else 1
+    return rows == 1 or registers // 2 < rows * tile["NV"] + 2 <= registers
 
 
 def _is_dense(family: kernels.Family) -> bool:

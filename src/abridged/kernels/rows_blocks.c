@@ -8,8 +8,10 @@ with: rows.h
 rank: 1
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
+  - {BR: 4, BC: 1, NV: 6, ROWS: 16}
   - {BR: 4, BC: 1, NV: 3, ROWS: 16}
   - {BR: 1, BC: 4, NV: 8, ROWS: 16}
+  - {BR: 4, BC: 4, NV: 6, ROWS: 16}
   - {BR: 4, BC: 4, NV: 3, ROWS: 16}
 --- */
 /* An input is one tap of one channel, number channel x T + tap. Packed weights: starts (uint32, one per BR rows and one

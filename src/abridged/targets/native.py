@@ -22,6 +22,7 @@ from abridged.compiler.build import (
     find_compiler,
     machine_flags,
     needed_flags,
+    vector_registers,
 )
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library
@@ -80,7 +81,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph)
+    chosen = plan(graph, registers=vector_registers(options["cpu"]))
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
