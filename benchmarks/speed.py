@@ -135,7 +135,9 @@ def artifact(model: nn.Module, x: torch.Tensor, out: Path, target: str, options:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(options.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    folder = options.out / f"{case.name} batch {options.batch} threads {options.threads} {options.cpu}".replace(" ", "-")
+    folder = options.out / f"{case.name} batch {options.batch} threads {options.threads} {options.cpu}".replace(
+        " ", "-"
+    )
     model, dense = network(case), network(Case(case.network, 0, 0, 0))
     engines = {
         "native": artifact(model, x, folder / "native", "native", options),
@@ -169,7 +171,9 @@ def row(case: Case, times: dict[str, Samples]) -> str:
     base = times["ONNX Runtime"].median
     ratio = base / times["native"].median
     verdict = "✓ aim" if ratio >= case.aim else "✓" if ratio >= case.must else "missed"
-    rivals = ", ".join(f"{name} {base / times[name].median:.2f} ×" for name in times if name not in ("native", "ONNX Runtime"))
+    rivals = ", ".join(
+        f"{name} {base / times[name].median:.2f} ×" for name in times if name not in ("native", "ONNX Runtime")
+    )
     spread = max(samples.spread for samples in times.values())
     cells = (
         case.name, f"{times['native'].median:.2f}", f"{base:.2f}", f"**{ratio:.2f} ×**", f"{case.must} ×", f"{case.aim} ×",
@@ -215,7 +219,9 @@ def peak_of_one_core(cpu: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "peak.c"
         source.write_text(kernels.preamble() + PEAK)
-        build.run([*build.find_compiler(), "-O3", *build.machine_flags(cpu), str(source), "-o", f"{folder}/peak", "-lm"])
+        build.run(
+            [*build.find_compiler(), "-O3", *build.machine_flags(cpu), str(source), "-o", f"{folder}/peak", "-lm"]
+        )
         return float(build.run([f"{folder}/peak"]))
 
 

@@ -166,7 +166,7 @@ def fits_blocks(weight: np.ndarray, tile: Tile) -> bool:
     if outputs % tile["BR"] or channels * taps % tile["BC"]:
         return False
     kept = int((_blocks(weight, tile) != 0).any(axis=(2, 3)).sum()) * tile["BR"] * tile["BC"]
-    return kept > 0 and np.count_nonzero(weight) >= FULL * kept
+    return kept > 0 and bool(np.count_nonzero(weight) >= FULL * kept)
 
 
 def pack_blocks(weight: np.ndarray, tile: Tile) -> bytes:
