@@ -155,7 +155,7 @@ def _read(file: Path) -> Array:
     """A file's bytes, on pages of their own."""
     content = aligned(file.stat().st_size)
     with open(file, "rb", buffering=0) as stream:
-        view, filled = memoryview(content), 0
+        view, filled = content.data, 0
         while count := stream.readinto(view[filled:]):
             filled += count
     return content
