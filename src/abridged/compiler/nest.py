@@ -37,7 +37,8 @@ LOCAL void NAME(const struct nest *a, long begin, long end) {{
 def elementwise(node: Node, shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str) -> Step:
     """`write` = `text` of `reads`, whose strides are 0 where they broadcast; all have the axes of `shape`."""
     choice = (Choice(_call(shape, reads, write, text)),)
-    clears = ((write.at(-write.origin), write.origin + max(map(_extent, [(shape, write)]))),) if write.zero else ()
+    # All of its own rows: what lies behind the last element is read as padding too.
+    clears = ((write, max(n * s for n, s in zip(shape, write.strides, strict=True))),) if write.zero else ()
     return Step(node, choice, tuple(reads), write, clears=clears)
 
 
@@ -63,11 +64,6 @@ def rowwise(
         gap = f"for (long q = {rounded(mask.span)}; q < {row}; q++) out[q] = 0;"
         call = Call("", text=call.text.replace("/*gap*/", gap))
     return Step(node, (Choice(call),), tuple(reads), write, mask=mask if write.zero else None)
-
-
-def _extent(of: tuple[tuple[int, ...], Layout]) -> int:
-    shape, layout = of
-    return 1 + sum((n - 1) * s for n, s in zip(shape, layout.strides, strict=True))
 
 
 def merged(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:

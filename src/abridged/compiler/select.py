@@ -21,7 +21,7 @@ def select(plan: Plan, registers: int = 16) -> Plan:
 def _can(family: kernels.Family, step: Step) -> bool:
     """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own."""
     given = {name.partition("(")[0] for name, _ in step.choice.call.macros} | set(family.tiles[0])
-    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op == "conv"
+    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op != "linear"
     return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
