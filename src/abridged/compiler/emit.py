@@ -171,15 +171,18 @@ def _declarations(symbols: dict[Call, str]) -> str:
 
 
 def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: _Blob) -> str:
-    def address(layout: Layout) -> str:
-        kind, _, name = layout.buffer.partition(":")
+    def start(buffer: str) -> str:
+        kind, _, name = buffer.partition(":")
         if kind == "in":
-            return f"inputs[{plan.inputs.index(layout.buffer)}] + {layout.origin}"
+            return f"inputs[{plan.inputs.index(buffer)}]"
         if kind == "out":
-            return f"outputs[{name}] + {layout.origin}"
-        if kind == "const":
-            return f"(const float *)(w + {constants[layout.buffer]}) + {layout.origin}"
-        return f"m + {plan.offsets[layout.buffer] + layout.origin}"
+            return f"outputs[{name}]"
+        return f"(const float *)(w + {constants[buffer]})" if kind == "const" else f"m + {plan.offsets[buffer]}"
+
+    def address(layout: Layout) -> str:
+        if layout.type == "float":
+            return f"{start(layout.buffer)} + {layout.origin}"
+        return f"(void *)(({layout.type} *)({start(layout.buffer)}) + {layout.origin})"
 
     mask = f"(const int32_t *)m + {plan.masks[step.mask]}" if step.mask else "0"
     clears = "".join(f"memset({address(layout)}, 0, {4 * n}); " for layout, n in step.clears)
