@@ -58,7 +58,8 @@ def _measured(
             directory.mkdir()
             build(replace(plan, steps=tuple(steps)), directory)
             libraries.append(Library(directory, threads))
-        rounds, end = [], time.perf_counter() + SECONDS
+        rounds: list[list[list[float]]] = []
+        end = time.perf_counter() + SECONDS
         while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() < end):
             rounds.append([library.step_times(inputs, outputs) for library in libraries])
         runs = np.array(rounds)
