@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from abridged.pruning.masks import Masks as Masks
     from abridged.pruning.prune import prune as prune
     from abridged.pruning.regrow import Regrowth as Regrowth
+    from abridged.pruning.shrink import shrink as shrink
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -58,6 +59,7 @@ _HOME = {
     "measure": "measurement.measure",
     "prune": "pruning.prune",
     "save": "weights",
+    "shrink": "pruning.shrink",
 }
 
 __all__ = [*_HOME, "__version__"]

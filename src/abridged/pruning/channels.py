@@ -26,6 +26,8 @@ from abridged.pruning.plan import Plan
 from abridged.pruning.shrink import left, settle
 from abridged.pruning.surgery import Gone, staying
 
+STRUCTURED = ("channel", "heads")
+
 Scores = npt.NDArray[np.float64]
 
 
@@ -68,7 +70,8 @@ def prune_channels(
     coupling = couple(capture(model, example), exact=exact)
     chosen = [g for g in coupling.groups if (g.heads or not heads) and _named(coupling, g, include, exclude)]
     if not chosen:
-        raise InputError(f"nothing to prune: {'; '.join(left(coupling, ())) or 'include and exclude leave no group'}")
+        why = "include and exclude leave no group of channels" if coupling.groups else "; ".join(left(coupling, ()))
+        raise InputError(f"nothing to prune: {why or 'the model has no channels that could go'}")
     scores = _scores(model, coupling, chosen, criterion, seed)
     frozen: list[Group] = []
     while True:
@@ -83,13 +86,22 @@ def prune_channels(
         frozen += settled.frozen
         if not settled.frozen:
             break
-    found = ChannelMasks(model, masks, Plan(density=_density(masks), criterion=criterion, seed=seed), left=tuple(left(coupling, frozen)))
+    found = ChannelMasks(
+        model, masks, Plan(density=_density(masks), criterion=criterion, seed=seed), left=tuple(left(coupling, frozen))
+    )
     found.channels = (
         f"{int(gone.sum()):,} of {coupling.count:,} channels removed in {len(going)} of {len(chosen)} groups"
         f" ({criterion}, {'heads' if heads else 'channel'}, {allocation})"
     )
     found.apply()
     return found
+
+
+def refuse(pattern: str, options: Mapping[str, object]) -> None:
+    """Raise `InputError` for an option that a pattern has no use for."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} does not go with pattern {pattern}: leave it out")
 
 
 def _check(goal: Goal, allocation: str, round_to: int, example: Any) -> None:
@@ -149,7 +161,9 @@ def _scores(model: nn.Module, coupling: Coupling, groups: Sequence[Group], crite
         lines = cache[key].movedim(axis.axis, 0).flatten(1).mean(1).numpy()
         movable = axis.units >= 0
         if not np.isfinite(lines).all():
-            raise InputError(f"{key} holds NaN or infinity: its channels cannot be ranked; train again from a sound checkpoint")
+            raise InputError(
+                f"{key} holds NaN or infinity: its channels cannot be ranked; train again from a sound checkpoint"
+            )
         places = np.bincount(axis.units[movable], minlength=coupling.count)
         sums = np.bincount(axis.units[movable], lines[movable], minlength=coupling.count)
         present = places > 0

@@ -24,8 +24,10 @@ KNOWN: Table[Knowing] = Table("rule of what is known")
 
 # Ops that answer NaN with a number, or could.
 _FORGETFUL = frozenset(
-    ["sign", "relu", "clamp", "hardsigmoid", "hardswish", "maximum", "minimum"]
-    + ["max_pool", "adaptive_max_pool", "amax", "amin", "pow"]
+    {
+        *("sign", "relu", "clamp", "hardsigmoid", "hardswish", "maximum", "minimum", "pow"),
+        *("max_pool", "adaptive_max_pool", "amax", "amin"),
+    }
 )
 
 

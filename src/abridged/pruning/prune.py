@@ -14,6 +14,7 @@ from typing import Any, SupportsIndex
 from torch import Tensor, nn
 
 from abridged.errors import InputError
+from abridged.pruning.channels import STRUCTURED, Goal, prune_channels, refuse
 from abridged.pruning.masks import Masks
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
@@ -31,7 +32,7 @@ def prune(
     keep: int | None = None,
     criterion: str = "magnitude",
     pattern: str = "unstructured",
-    allocation: str = "global",
+    allocation: str | None = None,
     data: object = None,
     example: object = None,
     schedule: str = "one-shot",
@@ -41,6 +42,10 @@ def prune(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    macs: float | None = None,
+    parameters: float | None = None,
+    exact: bool = True,
+    round_to: int = 1,
 ) -> Masks:
     """Set the least important weights of a model to zero, in place, and return the masks. Never trains.
 
@@ -59,6 +64,12 @@ def prune(
     With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
     every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
+    Structured: the patterns "channel" (with heads) and "heads" follow the channels of the captured network from `example`, and
+    zero whatever makes a coupled group's least important ones: weights, biases, scales and shifts. How much: `sparsity` of
+    the channels (of each group, or over all with allocation "global"), or the share of `macs` or `parameters` that shall be
+    left. `round_to` keeps a multiple of so many in each group. What forward does not bear to be cut is left, so that
+    `shrink` removes all that went; with `exact=False` it narrows what norms read, too. These come at once.
+
     Of `data` and `example` none of the present criteria makes use; `seed` is the random criterion's.
 
     Raises `InputError`, leaving the model as it was, for a number out of range, an unknown name, a glob that matches
@@ -74,6 +85,24 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    if pattern in STRUCTURED:
+        given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
+        return prune_channels(
+            model,
+            Goal(sparsity, macs, parameters),
+            example=example,
+            criterion=criterion,
+            allocation=allocation or "uniform",
+            exact=exact,
+            heads=pattern == "heads",
+            round_to=round_to,
+            seed=seed,
+            include=_globs(include),
+            exclude=_globs(exclude),
+        )
+    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {"macs": macs, "parameters": parameters})
+    allocation = allocation or "global"
     way = regrowth(regrow)
     _check_amount(sparsity, threshold, keep)
     length, interval = _length(schedule, steps, every, threshold, way)

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from abridged.errors import InputError
 from abridged.graph.capture import Example, capture
 from abridged.graph.graph import Node
+from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, Ending, Group, couple
 from abridged.pruning.known import known
+from abridged.pruning.narrowed import narrowed
 from abridged.pruning.surgery import Fold, Gone
 from abridged.pruning.trials import Settled, Trial, answer
 
 
-def shrink(
-    model: nn.Module, example: Example, *, exact: bool = True, say: Callable[[str], None] = print
-) -> nn.Module:
+def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Callable[[str], None] = print) -> nn.Module:
     """A new module of the same classes without the channels that are zero: smaller weights, right attributes, same outputs.
 
     Channels go that nobody needs: coupled units whose value is known where they end, whatever the input. Usually they are
@@ -63,9 +63,21 @@ def shrink(
 def settle(model: nn.Module, coupling: Coupling, example: Example, gone: Gone) -> Settled:
     """Cut what can go of the units given, by trial; see `trials`."""
     inputs = (example,) if isinstance(example, Tensor) else example
-    right = answer(model, inputs)
-    constants = Constants(coupling)
-    return Trial(model, coupling, inputs, constants.folds, lambda gone: right).settle(gone)
+    return Trial(model, coupling, inputs, Constants(coupling).folds, _expected(coupling, inputs)).settle(gone)
+
+
+def _expected(coupling: Coupling, inputs: tuple[Any, ...]) -> Callable[[nn.Module, Gone], Sequence[Tensor]]:
+    """What the cut network has to answer: what the whole one does, or (not exact) the whole Graph with narrower norms."""
+    right: list[Sequence[Tensor]] = []
+
+    def expected(model: nn.Module, gone: Gone) -> Sequence[Tensor]:
+        if not coupling.exact:
+            return narrowed(coupling, flatten(inputs)[0], gone)
+        if not right:
+            right.append(answer(model, inputs))
+        return right[0]
+
+    return expected
 
 
 class Constants:
@@ -164,7 +176,12 @@ def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
             place = coupling.axes[axis]
             keys = coupling.graph.constants[place.constant].keys
             first = coupling.graph.values[place.constant].shape[0] == len(place.units) and place.axis == 0
-            if first and not place.ends and keys[0].endswith("weight") and len(coupling.graph.values[place.constant].shape) > 1:
+            if (
+                first
+                and not place.ends
+                and keys[0].endswith("weight")
+                and len(coupling.graph.values[place.constant].shape) > 1
+            ):
                 names = reasons.setdefault(group.reason, [])
                 if keys[0] not in names:
                     names.append(keys[0])

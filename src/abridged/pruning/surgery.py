@@ -37,7 +37,9 @@ def cut(model: nn.Module, coupling: Coupling, gone: Gone, folds: tuple[Fold, ...
     kept = _kept(coupling, gone)
     for name in {*kept, *biases}:
         keys = coupling.graph.constants[str(name)].keys
-        replaced |= {id(tensors[key]): _part(tensors[keys[0]], kept.get(str(name), {}), biases.get(name)) for key in keys}
+        replaced |= {
+            id(tensors[key]): _part(tensors[keys[0]], kept.get(str(name), {}), biases.get(name)) for key in keys
+        }
     small: nn.Module = copy.deepcopy(model, dict(replaced))
     for fold in folds:
         if fold.node.inputs[2] is None:

@@ -20,9 +20,6 @@ from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, Group
 from abridged.pruning.surgery import Fold, Gone, cut
 
-# Float64 answers of two networks that compute the same are far closer than this share of the largest number.
-TOLERANCE = 2.0**-26
-
 Kind = tuple[str, ...]
 
 
@@ -44,9 +41,10 @@ class Trial:
         coupling: Coupling,
         example: tuple[Any, ...],
         folds: Callable[[Gone], tuple[Fold, ...]],
-        expected: Callable[[Gone], Sequence[Tensor]],
+        expected: Callable[[nn.Module, Gone], Sequence[Tensor]],
     ) -> None:
         self.model, self.coupling, self.example = model, coupling, example
+        self.double = _double(model, example)
         self.folds, self.expected = folds, expected
         self.kinds = {number: _kind(model, coupling, group) for number, group in enumerate(coupling.groups)}
 
@@ -55,10 +53,11 @@ class Trial:
         frozen: list[Group] = []
         gone = gone.copy()
         while True:
-            small = cut(self.model, self.coupling, gone, self.folds(gone))
+            small = cut(self.double, self.coupling, gone, self.folds(gone))
             culprit, why = self._judge(small, gone)
             if culprit is None:
-                return Settled(small, gone, tuple(frozen))
+                del small
+                return Settled(cut(self.model, self.coupling, gone, self.folds(gone)), gone, tuple(frozen))
             guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
             for number in guilty:
                 group = self.coupling.groups[number]
@@ -73,7 +72,7 @@ class Trial:
                 answers = answer(small, self.example)
         except Exception as error:  # whatever the user's forward raises
             return inside[-1] if inside else _ROOT, f"forward does not bear it: {_line(error)}"
-        wanted = self.expected(gone)
+        wanted = self.expected(self.double, gone)
         same = len(answers) == len(wanted) and all(map(close, answers, wanted))
         return (None, "") if same else ("", "forward answers otherwise without it: it holds a number that was its size")
 
@@ -103,13 +102,23 @@ class Trial:
             for n in of_kind:
                 units = self.coupling.groups[n].units
                 alone[units] = gone[units]
-            small = cut(self.model, self.coupling, alone, self.folds(alone))
+            small = cut(self.double, self.coupling, alone, self.folds(alone))
             if self._judge(small, alone)[0] is not None:
                 return of_kind
         return active
 
 
 _ROOT = "the model itself"
+
+
+def _double(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """A copy in float64 and evaluation mode; in its own dtype where its forward holds another one."""
+    double = copy.deepcopy(model).double().eval()
+    try:
+        answer(double, example)
+    except Exception:  # whatever the user's forward raises
+        return copy.deepcopy(model).eval()
+    return double
 
 
 def _inside(path: str, parent: str) -> bool:
@@ -151,17 +160,18 @@ def _line(error: Exception) -> str:
 
 @torch.no_grad()
 def answer(model: nn.Module, example: tuple[Any, ...]) -> list[Tensor]:
-    """The flat outputs in float64, in evaluation mode; the model stays as it was."""
-    double = copy.deepcopy(model).double().eval()
-    inputs = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in example)
-    return [leaf for leaf in flatten(double(*inputs))[0] if isinstance(leaf, Tensor)]
+    """The flat outputs of a model for inputs brought to its floating dtype."""
+    dtypes = {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
+    dtype = torch.float64 if dtypes == {torch.float64} else None
+    inputs = (x.to(dtype) if dtype and isinstance(x, Tensor) and x.is_floating_point() else x for x in example)
+    return [leaf for leaf in flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
 
 
 def close(x: Tensor, y: Tensor) -> bool:
-    """Equal but for float64 rounding: |x − y| ≤ 2⁻²⁶ · max |y|."""
-    if x.shape != y.shape:
+    """Equal but for rounding: |x − y| ≤ √eps · max |y|; different networks are farther apart, rounding stays far below it in float64."""
+    if x.shape != y.shape or x.is_floating_point() != y.is_floating_point():
         return False
-    if not x.is_floating_point():
+    if not x.is_floating_point() or not y.numel():
         return bool((x == y).all())
-    scale = float(y.abs().max()) if y.numel() else 0.0
-    return bool(((x - y).abs() <= TOLERANCE * scale).all() | (x == y).all())
+    bound = float(torch.finfo(x.dtype).eps) ** 0.5 * float(y.abs().max())
+    return bool(((x - y).abs() <= bound).all())

@@ -53,6 +53,7 @@ class Coupling:
     """Every channel of a graph that can go (units 0 … count − 1), what goes with it, and what cannot go and why."""
 
     graph: Graph
+    exact: bool
     count: int
     axes: tuple[Axis, ...]
     endings: tuple[Ending, ...]
@@ -84,6 +85,7 @@ def couple(graph: Graph, *, exact: bool = True) -> Coupling:
     heads = np.unique(units[_mask(flow.heads, flow.size)])
     return Coupling(
         graph=graph,
+        exact=exact,
         count=int(units.max()) + 1,
         axes=axes,
         endings=tuple(Ending(use.node, units[use.labels], use.operands) for use in flow.uses),

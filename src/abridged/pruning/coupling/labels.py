@@ -69,16 +69,19 @@ class Flow:
             if all(name in self.derived for name in node.inputs if name):
                 self.derived.update(node.outputs)
             for name, fields in zip(node.outputs, COUPLING[node.op](self, node), strict=True):
-                self.fields[name] = [self._noted(field) for field in fields if field.size > 1 and field.any()]
+                self.fields[name] = [field for field in fields if field.any() and self._whole(field)]
         for name in self.graph.outputs:
             for field in self.of(name):
                 self.freeze(field, "an output of the network")
         return self
 
-    def _noted(self, field: Field) -> Field:
-        if len(covered(field)) > 1:
+    def _whole(self, field: Field) -> bool:
+        """Note a field; one of a single label is frozen, since its value could only go as a whole."""
+        if field.size == 1:
+            self.freeze(field, "a part of one channel is taken out")
+        elif len(covered(field)) > 1:
             self.rectangles.append(field)
-        return field
+        return field.size > 1
 
     def of(self, name: str | None) -> list[Field]:
         """The fields of a value. A constant with a key has labels of its own along every axis; any other is fixed."""
@@ -158,7 +161,9 @@ class Flow:
         """The fields of what reads operands position by position, broadcast as in numpy; their labels are tied."""
         rank = max(len(shape) for _, shape in operands)
         shapes = [(1,) * (rank - len(shape)) + shape for _, shape in operands]
-        sides = [[field.reshape((1,) * (rank - field.ndim) + field.shape) for field in fields] for fields, _ in operands]
+        sides = [
+            [field.reshape((1,) * (rank - field.ndim) + field.shape) for field in fields] for fields, _ in operands
+        ]
         self._hold_fixed(sides, shapes, rank, reason)
         merged: list[Field] = []
         for side in sides:

@@ -84,9 +84,7 @@ def repeat(flow: Flow, node: Node) -> list[list[Field]]:
 def repeat_interleave(flow: Flow, node: Node) -> list[list[Field]]:
     """The copies share their labels."""
     axis, times = attrs(node)["axis"], attrs(node)["repeats"]
-    return [
-        [np.repeat(field, times, axis) if axis in covered(field) else field for field in flow.of(node.inputs[0])]
-    ]
+    return [[np.repeat(field, times, axis) if axis in covered(field) else field for field in flow.of(node.inputs[0])]]
 
 
 @COUPLING.entry("cat")
@@ -112,7 +110,9 @@ def split(flow: Flow, node: Node) -> list[list[Field]]:
     """Each part takes its labels."""
     axis, ends = attrs(node)["axis"], np.cumsum(attrs(node)["sizes"])
     starts = [0, *ends[:-1]]
-    return [[_cut(field, axis, a, b, 1) for field in flow.of(node.inputs[0])] for a, b in zip(starts, ends, strict=True)]
+    return [
+        [_cut(field, axis, a, b, 1) for field in flow.of(node.inputs[0])] for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 @COUPLING.entry("slice")
