@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,19 +10,27 @@ import torch
 from torch import Tensor
 
 from abridged.errors import UnsupportedError
-from abridged.pruning.patterns import count, kth_largest
+from abridged.pruning.ranking import count, kth_largest
 from abridged.tables import Table
 
+HALVINGS = 50  # of the interval in which the density that meets a budget of MACs is sought
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """One weight that is pruned: its shape and the scores of its units (groups, units)."""
+    """One weight that is pruned: its own shape, the scores of its units (sets, units), its MACs per weight and sample."""
 
     shape: torch.Size
     units: Tensor
+    positions: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
 
 
-# (layers by parameter name, density of them all) → density of each.
+# (layers by parameter name, density of all their weights) → density of each.
 Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
 ALLOCATIONS: Table[Allocation] = Table("allocation")
 
@@ -57,3 +66,15 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
         kept[name] += tied
         spare -= tied
     return {name: kept[name] / part.numel() for name, part in units.items()}
+
+
+def within_macs(allocate: Allocation, layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """The same allocation for the density at which that fraction of the multiply-accumulates stays, found by halving."""
+    macs = {name: layer.size * layer.positions for name, layer in layers.items()}
+    target = density * sum(macs.values())
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        given = allocate(layers, middle)
+        low, high = (low, middle) if sum(given[name] * macs[name] for name in layers) > target else (middle, high)
+    return allocate(layers, high if density == 1 else low)
