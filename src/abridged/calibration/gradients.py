@@ -151,7 +151,7 @@ def _loss_of(call: _Call, data: Data, device: torch.device) -> Loss:
         x, y = batch.to(device)
         value = data.loss_function(call(weights, x), y)
         if not torch.isfinite(value):
-            raise InputError(f"the loss on the training samples is {float(value)}: no gradient can be taken")
+            raise InputError(f"the loss on the training samples is {value.item()}: no gradient can be taken")
         return value
 
     return loss

@@ -42,6 +42,11 @@ class Layout:
         size = [math.prod(self.split[axis] for axis in axes) for axes in (self.sets, self.units, self.members)]
         return elements.reshape(self.split).permute(self._order).reshape(size)
 
+    def score(self, scores: Tensor) -> Tensor:
+        """Scores (groups, outputs, inputs, taps) → (sets, units): the sum over the members of a unit."""
+        arranged = self.arrange(scores)
+        return arranged.sum(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
+
     def expand(self, kept: Tensor) -> Tensor:
         """Booleans (sets, units) → booleans of the axes `split`, equal for all members of a unit."""
         sizes = [self.split[axis] for axis in self._order]

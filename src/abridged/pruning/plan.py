@@ -17,6 +17,7 @@ from abridged.pruning.collect import Collector
 from abridged.pruning.criteria import CRITERIA, Criterion, Stats
 from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.patterns import PATTERNS, Layout, MisfitError, Pattern
+from abridged.pruning.regrow import Evidence, Regrowth, exchange
 from abridged.pruning.schedules import SCHEDULES
 
 
@@ -35,6 +36,7 @@ class Plan:
     steps: int = 0  # optimizer steps until the end; 0: the end is at once
     every: int = 1  # optimizer steps between two choices
     seed: int = 0
+    regrow: Regrowth | None = None  # the density is that of the end from the start, and weights are exchanged
     of: str = "weights"  # what `density` is a fraction of: weights or macs
     layers: str | None = None  # JSON: the final density of each layer by name, where it is said for each
 
@@ -56,11 +58,13 @@ class Plan:
             )
         if criterion.needs & {"scale", "active", "activation"}:
             return f"criterion '{self.criterion}' judges coupled channels: it needs pattern='channel'"
-        if "movement" in criterion.needs and not self.steps:
+        if "movement" in criterion.needs and not self.gradual:
             return (
                 f"criterion '{self.criterion}' is learnt while training: give a schedule such as 'cubic' and steps, and"
                 " hold the masks to your optimizer"
             )
+        if self.regrow and (needs := CRITERIA[self.regrow.drop].needs):
+            return f"a regrowth drops by weights alone, and '{self.regrow.drop}' needs {' and '.join(sorted(needs))}"
         if pattern.density is not None:
             if self.threshold is not None:
                 return f"a threshold cannot keep a pattern of groups such as '{self.pattern}'; leave it out"
@@ -72,12 +76,19 @@ class Plan:
         return None
 
     @property
+    def gradual(self) -> bool:
+        """Whether the sparsity grows from step to step."""
+        return self.steps > 0 and self.regrow is None
+
+    @property
     def needs(self) -> frozenset[str]:
         """What has to be known of each weight: names of fields of `Stats`."""
         return CRITERIA[self.criterion].needs | ({"positions"} if self.of == "macs" else set())
 
     def due(self, step: int) -> bool:
         """Whether the masks are chosen anew after this optimizer step (1 is the first)."""
+        if self.regrow:
+            return step % self.every == 0 and self.regrow.due(step / self.steps)
         return step == self.steps or (step < self.steps and step % self.every == 0)
 
     def density_at(self, step: int) -> float | None:
@@ -105,9 +116,22 @@ class Plan:
             masks = self._choose(weights, layouts, layers, step, share)
         return masks
 
+    def exchanged(self, module: nn.Module, layers: Mapping[str, Evidence], step: int) -> dict[str, Tensor]:
+        """Which weights stay after an optimizer step of a regrowth: as many as before, in part others.
+
+        Raises `InputError` for a weight with NaN or infinity."""
+        weights = weights_of(module, layers)
+        for name, weight in weights.items():
+            _require_finite(name, weight.values)
+        assert self.regrow
+        layouts = _layouts(self.pattern, weights)
+        evidence = {name: layer.mapped(weights[name].form.canonical) for name, layer in layers.items()}
+        masks = exchange(self.regrow, layouts, evidence, step / self.steps)
+        return {name: weights[name].form.original(mask, weights[name].values.shape) for name, mask in masks.items()}
+
     def _rounds(self, step: int) -> list[float]:
         """Exponents of the density: one for a schedule, which is a way of its own, or as many as the criterion asks for."""
-        rounds = 1 if self.steps or self.threshold is not None else CRITERIA[self.criterion].rounds
+        rounds = 1 if self.gradual or self.threshold is not None else CRITERIA[self.criterion].rounds
         return [index / rounds for index in range(1, rounds + 1)]
 
     def _choose(

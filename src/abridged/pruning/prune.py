@@ -10,11 +10,12 @@ from typing import Any, SupportsIndex
 from torch import nn
 
 from abridged.data import Data
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import InputError
 from abridged.pruning.collect import Collector
 from abridged.pruning.masks import Masks
 from abridged.pruning.patterns import PATTERNS
 from abridged.pruning.plan import Plan
+from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
 from abridged.pruning.select import select
 
@@ -33,7 +34,7 @@ def prune(
     example: Any = None,
     samples: int = 1024,
     schedule: str = "one-shot",
-    regrow: str | None = None,
+    regrow: str | Regrowth | None = None,
     steps: int | None = None,
     every: int | None = None,
     seed: int = 0,
@@ -54,6 +55,8 @@ def prune(
 
     When: "one-shot" is now. Under any other schedule this call removes nothing yet: hold the masks to an optimizer,
     and they reach the whole sparsity after `steps` of its steps, choosing anew every `every` (default: steps / 100).
+    With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
+    every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
     Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
     input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
@@ -71,20 +74,19 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
-    if regrow is not None:
-        raise UnsupportedError(f"regrow={regrow!r}: no way of regrowth is known yet; leave it None")
+    way = regrowth(regrow)
     fixed = PATTERNS[pattern].density
     allocation = allocation or ("global" if fixed is None else "uniform")
     sparsity = _fixed(pattern, sparsity, threshold, keep)
     _check_amount(sparsity, threshold, keep)
     if of not in ("weights", "macs"):
         raise InputError(f"of must be 'weights' or 'macs', not {of!r}: what the sparsity is a fraction of")
-    length, interval = _length(schedule, steps, every, threshold)
+    length, interval = _length(schedule, steps, every, threshold, way)
     names, what, left = select(model, include, exclude)
     total = sum(model.get_parameter(name).numel() for name in names)
     density = _density(sparsity, keep, allocation, of, total)
     bound = None if threshold is None else float(threshold)
-    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, of)
+    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way, of)
     collector = Collector(data, example, _whole("samples", samples, 1))
     collector.check(criterion, plan.needs)
     chosen = plan.masks(model, names, {}, 0, collector)
@@ -93,7 +95,7 @@ def prune(
     masks.apply()
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
     spare = kept - before
-    if spare > 0 and not length:
+    if spare > 0 and not plan.gradual:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
 
@@ -148,15 +150,22 @@ def _density(sparsity: float | None, keep: int | None, allocation: str, of: str,
     return int(keep) / total
 
 
-def _length(schedule: str, steps: int | None, every: int | None, threshold: float | None) -> tuple[int, int]:
+def _length(
+    schedule: str, steps: int | None, every: int | None, threshold: float | None, way: Regrowth | None
+) -> tuple[int, int]:
     """Optimizer steps until the end and between two choices."""
-    if SCHEDULES[schedule](0.0) == 1:
+    at_once = SCHEDULES[schedule](0.0) == 1
+    if way and not at_once:
+        raise InputError(f"regrow keeps the sparsity constant: leave schedule at 'one-shot', not '{schedule}'")
+    if way and steps is None:
+        raise InputError("regrow needs steps: how many optimizer steps the training takes")
+    if at_once and not way:
         if steps is not None or every is not None:
             raise InputError(f"schedule '{schedule}' is done at once: leave out steps and every, or choose 'cubic'")
         return 0, 1
     if steps is None:
         raise InputError(f"schedule '{schedule}' needs steps: how many optimizer steps until the whole sparsity")
-    if threshold is not None:
+    if threshold is not None and not way:
         raise InputError(f"a threshold has no course in time: give sparsity or keep with schedule '{schedule}'")
     length = _whole("steps", steps, 1)
     return length, max(1, length // 100) if every is None else _whole("every", every, 1)
