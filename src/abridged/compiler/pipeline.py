@@ -27,8 +27,9 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
-    """Decide everything. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
+def plan(graph: Graph, without: Collection[str] = (), registers: int = 16) -> Plan:
+    """Decide everything, for a machine of so many vector registers. `without` names passes to leave out, "fuse" and
+    "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
@@ -37,7 +38,7 @@ def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
     lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
-    return plan_memory(select(lowered), reuse="reuse" not in without)
+    return plan_memory(select(lowered, registers), reuse="reuse" not in without)
 
 
 def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:
