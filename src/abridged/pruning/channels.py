@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from abridged.errors import InputError, UnsupportedError
 from abridged.graph.capture import capture
 from abridged.graph.cost import COSTS
+from abridged.pruning.collect import Collector
 from abridged.pruning.coupling.groups import Coupling, Group, couple
 from abridged.pruning.coupling.labels import covered
-from abridged.pruning.criteria import CRITERIA, Stats
+from abridged.pruning.criteria import CRITERIA
+from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.masks import Masks
-from abridged.pruning.patterns import count
 from abridged.pruning.plan import Plan
+from abridged.pruning.ranking import count
 from abridged.pruning.shrink import left, settle
 from abridged.pruning.surgery import Gone, staying
 
@@ -56,6 +58,7 @@ def prune_channels(
     goal: Goal,
     *,
     example: Any,
+    collector: Collector,
     criterion: str = "magnitude",
     allocation: str = "uniform",
     exact: bool = True,
@@ -72,7 +75,7 @@ def prune_channels(
     if not chosen:
         why = "include and exclude leave no group of channels" if coupling.groups else "; ".join(left(coupling, ()))
         raise InputError(f"nothing to prune: {why or 'the model has no channels that could go'}")
-    scores = _scores(model, coupling, chosen, criterion, seed)
+    scores = _scores(model, coupling, chosen, criterion, collector, seed)
     frozen: list[Group] = []
     while True:
         going = [g for g in chosen if not any(g.units is f.units for f in frozen)]
@@ -143,33 +146,45 @@ def _paths(key: str) -> list[str]:
 # ---- which -----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _scores(model: nn.Module, coupling: Coupling, groups: Sequence[Group], criterion: str, seed: int) -> Scores:
-    """(units,): over the matrices and kernels of a unit's group, the mean of its weights' scores, each in units of its layer's mean."""
-    total, layers = np.zeros(coupling.count), np.zeros(coupling.count)
-    used = {number for group in groups for number in group.axes}
-    tensors = model.state_dict(keep_vars=True)
-    cache: dict[str, Tensor] = {}
-    for number in sorted(used):
-        axis = coupling.axes[number]
-        key = coupling.graph.constants[axis.constant].keys[0]
-        weight = tensors[key]
-        if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
-            continue
-        if key not in cache:
-            cache = {key: CRITERIA[criterion](weight.detach(), Stats(key, seed)).double()}
-        lines = cache[key].movedim(axis.axis, 0).flatten(1).mean(1).numpy()
-        movable = axis.units >= 0
-        if not np.isfinite(lines).all():
+def _scores(
+    model: nn.Module, coupling: Coupling, groups: Sequence[Group], criterion: str, collector: Collector, seed: int
+) -> Scores:
+    """(units,): over the matrices and kernels of a unit's group, the mean of its scores there, each relative to the layer's mean."""
+    rule = CRITERIA[criterion]
+    collector.check(criterion, rule.needs)
+    axes = [coupling.axes[number] for number in sorted({number for group in groups for number in group.axes})]
+    named = dict(model.named_parameters(remove_duplicate=False))
+    keys = {axis.constant: coupling.graph.constants[axis.constant].keys[0] for axis in axes}
+    weights = weights_of(model, [key for key in dict.fromkeys(keys.values()) if key in named and named[key].ndim > 1])
+    for key, weight in weights.items():
+        if not bool(weight.values.isfinite().all()):
             raise InputError(
                 f"{key} holds NaN or infinity: its channels cannot be ranked; train again from a sound checkpoint"
             )
+    stats = collector(model, weights, {}, rule.needs, seed)
+    total, layers = np.zeros(coupling.count), np.zeros(coupling.count)
+    terms: dict[str, Tensor] = {}
+    for axis in axes:
+        key = keys[axis.constant]
+        if key not in weights or (rule.per == "output" and axis.ends):
+            continue
+        if key not in terms:
+            terms = {key: rule.score(weights[key].canonical, stats[key]).detach().double().cpu()}
+        lines = _lines(rule.combine, terms[key], weights[key], axis.axis, rule.per == "output").numpy()
+        movable = axis.units >= 0
         places = np.bincount(axis.units[movable], minlength=coupling.count)
         sums = np.bincount(axis.units[movable], lines[movable], minlength=coupling.count)
         present = places > 0
-        total[present] += sums[present] / places[present] / max(lines.mean(), 1e-300)
+        total[present] += sums[present] / places[present] / max(abs(lines).mean(), 1e-300)
         layers[present] += 1
     return total / np.maximum(layers, 1)
+
+
+def _lines(combine: Callable[[Tensor], Tensor], terms: Tensor, weight: Weight, axis: int, outputs: bool) -> Tensor:
+    """(n,): the score of each place along one axis of a parameter."""
+    if outputs:
+        return terms.reshape(-1)
+    return combine(weight.form.original(terms, weight.values.shape).movedim(axis, 0).flatten(1))
 
 
 def _choose(
