@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import network
 from torch import nn
 
+import abridged as ab
 from abridged import targets
 from abridged.compiler import library, memory, threads
 from abridged.compiler.build import CompilerError, find_compiler, machine_flags, needed_cpu
@@ -284,13 +286,9 @@ def sections(library_file: Path) -> int:
     ("name", "code"),
     [("resnet18", 300_000), pytest.param("resnet50", 300_000, marks=pytest.mark.slow)],
 )
-def test_a_pruned_resnet_keeps_the_promises(name: str, code: int, tmp_path: Path) -> None:
-    import abridged as ab
-
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    model = getattr(models, name)(weights=None).eval()
-    ab.prune(model, 0.9)
+def test_a_pruned_resnet_keeps_the_promises(torchvision_models, name: str, code: int, tmp_path: Path) -> None:
+    model = network(torchvision_models, name)
+    ab.prune(model, 0.9, allocation="uniform")  # every layer is a sparse one
     x = torch.randn(1, 3, 224, 224)
     graph = capture(model, x)
     targets.build(graph, "native", tmp_path / "net", threads=2, tune=False).close()
