@@ -148,8 +148,19 @@ def measure(
     weights: Annotated[Path | None, typer.Option(help="weights of the MODEL given with --against")] = None,
     threads: Threads = None,
     json: Annotated[Path | None, typer.Option(help="write the measurement to this file as well")] = None,
+    taken: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="what `make bench` printed on a device: add it to the ledger, measure nothing here"
+        ),
+    ] = None,
 ) -> None:
     """Measure an artifact in its runtime, interleaved with what it is compared against."""
+    if taken is not None:
+        if against or data or weights or threads or json:
+            raise InputError("--from only adds what a device measured; leave the other options away")
+        _add(artifact, taken)
+        return
     from abridged.delivery import load
     from abridged.files import write_atomic
     from abridged.measurement.measure import measure as run
@@ -166,6 +177,22 @@ def measure(
     typer.echo(str(book))
     if json:
         write_atomic(json, book.to_json().encode())
+
+
+def _add(directory: Path, taken: Path) -> None:
+    """A device's lines go to the ledger beside the artifact, and into the report."""
+    from abridged import devices
+    from abridged.ledger import Ledger
+    from abridged.report import write
+
+    found = devices.read(taken)
+    place = devices.add(directory, found)
+    for device in found:
+        typer.echo(devices.describe(device))
+    if place is None:
+        typer.echo(f"{directory}: belongs to no run, so there is no ledger that this could be added to", err=True)
+    else:
+        typer.echo(f"Added to {place / 'ledger.json'}; report: {write(Ledger.load(place / 'ledger.json'), place)}")
 
 
 @app.command()
