@@ -82,21 +82,22 @@ def saliency(matrix: Tensor, mask: Tensor, gram: Tensor, damping: float = DAMPIN
 
 def surgeon(
     matrix: Tensor,
+    mask: Tensor,
     gram: Tensor,
     keep: int,
     cross: Tensor | None = None,
     rounds: int = ROUNDS,
     damping: float = DAMPING,
 ) -> tuple[Tensor, Tensor]:
-    """Choose and repair in turns: (weights, mask), of all weights `keep` in the end, in geometric steps.
+    """Choose and repair in turns: (weights, mask). The mask shrinks to `keep` weights in geometric steps.
 
     Each round removes the weights of least `saliency` and solves `least_squares` for the rest. With one weight a round
     it is Optimal Brain Compression (Frantar & Alistarh 2022); with more a bolder, cheaper approximation of it.
     """
-    mask = torch.ones_like(matrix, dtype=torch.bool)
+    count = int(mask.sum())
     new = least_squares(matrix, mask, gram, cross, damping)
     for turn in range(1, rounds + 1):
-        stay = round(matrix.numel() * (keep / matrix.numel()) ** (turn / rounds)) if turn < rounds else keep
+        stay = round(count * (keep / max(count, 1)) ** (turn / rounds)) if turn < rounds else keep
         mask = _best(saliency(new, mask, gram, damping).flatten(), stay).reshape(mask.shape)
         new = least_squares(matrix, mask, gram, cross, damping)
     return new, mask
@@ -107,7 +108,7 @@ def sparse_gpt(
     gram: Tensor,
     *,
     mask: Tensor | None = None,
-    density: float | None = None,
+    keep: int | None = None,
     group: tuple[int, int] | None = None,
     block: int = 128,
     damping: float = DAMPING,
@@ -115,12 +116,12 @@ def sparse_gpt(
     """SparseGPT (Frantar & Alistarh 2023): (weights, mask). Columns from left to right, each error made up by the right.
 
     With H⁻¹ = UᵀU (U upper triangular), column i is cut to q and W[:, i:] −= ((w_i − q) / U_ii) U[i, i:]; columns right
-    of the current block are updated once per block. The mask is given, or chosen by w² / U_ii²: of each block the
-    `density` highest over all rows, or of every m adjacent columns the n highest of `group` = (n, m) in each row.
-    Raises `InputError` where K is no multiple of m, and unless exactly one of mask, density and group is given.
+    of the current block are updated once per block. The mask is given, or chosen by w² / U_ii²: of each block its
+    share of the `keep` weights, over all rows, or of every m adjacent columns the n highest of `group` = (n, m) in each row.
+    Raises `InputError` where K is no multiple of m, and unless exactly one of mask, keep and group is given.
     """
-    if sum(given is not None for given in (mask, density, group)) != 1:
-        raise InputError("give exactly one of mask, density and group")
+    if sum(given is not None for given in (mask, keep, group)) != 1:
+        raise InputError("give exactly one of mask, keep and group")
     if group and (matrix.shape[-1] % group[1] or not 0 < group[0] <= group[1]):
         raise InputError(f"{group[0]}:{group[1]} does not fit {matrix.shape[-1]} input features")
     whole, _ = damped(gram, damping)
@@ -130,9 +131,10 @@ def sparse_gpt(
     step = block if group is None else max(group[1], block // group[1] * group[1])
     for start in range(0, columns, step):
         stop = min(start + step, columns)
-        if density is not None:
+        if keep is not None:
             scores = new[..., start:stop].square() / _diagonal(upper)[:, None, start:stop].square()
-            kept[..., start:stop] = _best(scores.flatten(1), round(density * scores[0].numel())).reshape(scores.shape)
+            share = keep * stop // columns - keep * start // columns
+            kept[..., start:stop] = _best(scores.flatten(), share).reshape(scores.shape)
         errors = torch.zeros_like(new[..., start:stop])
         for i in range(start, stop):
             if group is not None and (i - start) % group[1] == 0:
@@ -178,4 +180,5 @@ def _supports(mask: Tensor) -> Iterator[tuple[int, Tensor | None, Tensor]]:
 def _factors(gram: Tensor, index: Tensor, real: Tensor) -> Tensor:
     """Cholesky factors of each row's part of H (rows, s, s), with ones on the diagonal where a row is filled up."""
     system = gram[index[:, :, None], index[:, None, :]] * (real[:, :, None] & real[:, None, :])
-    return torch.linalg.cholesky(system + torch.diag_embed((~real).to(system.dtype)))
+    factors: Tensor = torch.linalg.cholesky(system + torch.diag_embed((~real).to(system.dtype)))
+    return factors

@@ -191,5 +191,6 @@ def _arrive(pair: list[Walk], name: str) -> None:
 
 def _inputs(pair: list[Walk]) -> tuple[Tensor, Tensor]:
     dense, model = (walk.x for walk in pair)
-    assert dense is not None and model is not None
+    assert dense is not None
+    assert model is not None
     return dense, model

@@ -27,6 +27,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROWS = 1 << 17  # rows of a layer's input that are looked at, a regular selection where there are more
 BATCH = 128
 TINY = 1e-12
+NOISE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Problem:
     gram: Tensor  # X̂ᵀX̂ of the inputs as they are now (g, K, K), float64
     cross: Tensor  # X̂ᵀX with those of the dense network (g, K, K)
     free: bool  # whether another weight may stay than the mask says, as long as their number is the same
+
+    @property
+    def alive(self) -> Tensor:
+        """Where weights may stay: what is zero already does not come back to life."""
+        return self.mask | (self.matrix != 0)
 
 
 Solver = Callable[[Problem], tuple[Tensor, Tensor]]  # → weights and mask
@@ -76,7 +82,7 @@ def obs(problem: Problem) -> tuple[Tensor, Tensor]:
     """
     if not problem.free:
         return least_squares(problem)
-    return solve.surgeon(problem.matrix, problem.gram, int(problem.mask.sum()), problem.cross)
+    return solve.surgeon(problem.matrix, problem.alive, problem.gram, int(problem.mask.sum()), problem.cross)
 
 
 @SOLVERS.entry("sparse-gpt")
@@ -84,11 +90,11 @@ def sparse_gpt(problem: Problem) -> tuple[Tensor, Tensor]:
     """Column by column, errors made up by the columns to the right (Frantar & Alistarh 2023, "SparseGPT").
 
     Starts from the dense solution for the inputs as they are now. Unstructured, it chooses which weights stay in blocks
-    of 128 columns; under any other pattern the mask stays as the criterion chose it."""
-    start = solve.least_squares(problem.matrix, torch.ones_like(problem.mask), problem.gram, problem.cross)
-    if not problem.free:
+    of 128 columns; under any other pattern, and with zeros to begin with, the mask stays as the criterion chose it."""
+    start = solve.least_squares(problem.matrix, problem.alive, problem.gram, problem.cross)
+    if not (problem.free and bool(problem.alive.all())):
         return solve.sparse_gpt(start, problem.gram, mask=problem.mask)
-    return solve.sparse_gpt(start, problem.gram, density=float(problem.mask.double().mean()))
+    return solve.sparse_gpt(start, problem.gram, keep=int(problem.mask.sum()))
 
 
 def repair(
@@ -122,7 +128,9 @@ def repair(
     dense = copy.deepcopy(model)
     work = _Repair(chosen, paths, batch_norms, route, dict(masks), free, samples)
     try:
-        _apply(model, masks, [name for name in masks if name not in known or name.rpartition(".")[0] not in route.order])
+        _apply(
+            model, masks, [name for name in masks if name not in known or name.rpartition(".")[0] not in route.order]
+        )
         together(dense, model, route, source, work.visit, memory)
     except BaseException:
         model.load_state_dict(dense.state_dict())
@@ -204,13 +212,13 @@ class _Repair:
         if self.paths and missed:
             said.append(f"not repaired, since no layer is called with them on its own: {', '.join(missed)}")
         if self.norms:
-            said.append(f"re-estimated: {len(self.norms.keys() & set(self.route.order))} of {len(self.norms)} batch norms")
+            said.append(
+                f"re-estimated: {len(self.norms.keys() & set(self.route.order))} of {len(self.norms)} batch norms"
+            )
         return tuple(said)
 
 
-def _products(
-    site: Site, meetings: Meetings, centred: bool, samples: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _products(site: Site, meetings: Meetings, centred: bool, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """X̂ᵀX̂, X̂ᵀX, E[x̂] and E[x], in float64, of at most about `ROWS` rows."""
     module = site.modules[0]
     gram: Any = 0
@@ -230,23 +238,31 @@ def _products(
         raise InputError(f"{site.name}: NaN or infinity reaches its layer; check the weights before it and the data")
     now, before = now / max(rows, 1), before / max(rows, 1)
     if centred:
+        # What single precision leaves of a difference of two large numbers is no variance.
+        noise = NOISE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[1]).to(gram)
         gram = gram - rows * now[:, :, None] * now[:, None, :]
         cross = cross - rows * now[:, :, None] * before[:, None, :]
+        gram, cross = gram + noise, cross + noise
     return gram, cross, now, before
 
 
 def _step(module: nn.Module, x: Tensor, samples: int) -> int:
     """Every how many lines of positions (rows of a linear layer) are enough."""
-    if isinstance(module, (nn.Linear, *TRANSPOSED)):
-        return max(1, x[..., 0].numel() // len(x) * samples // ROWS) if isinstance(module, nn.Linear) else 1
-    lines, *rest = (size // stride for size, stride in zip(x.shape[2:], module.stride, strict=True))  # type: ignore[arg-type]
+    if isinstance(module, TRANSPOSED):
+        return 1
+    if isinstance(module, nn.Linear):
+        return max(1, math.prod(x.shape[1:-1]) * samples // ROWS)
+    stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
+    lines, *rest = (size // step for size, step in zip(x.shape[2:], stride, strict=True))
     return min(max(1, lines * math.prod(rest) * samples // ROWS), max(1, lines))
 
 
 def _norms(model: nn.Module) -> dict[str, nn.Module]:
     """Batch norms with running statistics, by path."""
     return {
-        path: module for path, module in model.named_modules() if isinstance(module, NORMS) and module.track_running_stats
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, NORMS) and module.track_running_stats
     }
 
 
@@ -264,16 +280,21 @@ def _shift(norm: nn.Module, now: Tensor, before: Tensor) -> None:
     """Running statistics follow what pruning changed: mean + (E[x̂] − E[x]), variance · Var[x̂] / Var[x].
 
     Relative to the dense network's, because its own statistics are of other samples, augmented ones, and many more."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr,operator]
+    old = [statistic.double() for statistic in _running(norm)]
     ratio = torch.where(before[2] > TINY, now[2] / before[2].clamp(min=TINY), torch.ones_like(now[2]))
-    _write(norm, mean + now[1] - before[1], variance * ratio)
+    _write(norm, old[0] + now[1] - before[1], old[1] * ratio)
 
 
 def _write(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
     if not bool(mean.isfinite().all() and variance.isfinite().all()):
         raise InputError("NaN or infinity reaches a batch norm; check the weights before it and the data")
-    norm.running_mean.copy_(mean)  # type: ignore[union-attr,operator]
-    norm.running_var.copy_(variance)  # type: ignore[union-attr,operator]
+    for statistic, new in zip(_running(norm), (mean, variance), strict=True):
+        statistic.copy_(new)
+
+
+def _running(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The buffers of the running mean and variance."""
+    return norm.get_buffer("running_mean"), norm.get_buffer("running_var")
 
 
 def _check(known: Mapping[str, Site]) -> None:
