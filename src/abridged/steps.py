@@ -62,7 +62,7 @@ def train(work: Work, options: Training, checkpoint: Path) -> Outcome:
     if isinstance(options, Teaching) and options.teacher == "dense":
         history = distill_fit(
             work.model, work.teacher, work.data,
-            temperature=options.temperature, alpha=options.alpha, loss=options.loss, **common,
+            temperature=options.temperature, alpha=options.alpha, loss=options.loss, layers=options.layers, **common,
         )  # fmt: skip
     else:
         history = fit(work.model, work.data, **common)
