@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.allocation import ALLOCATIONS, Layer
-from abridged.pruning.patterns import count, top
+from abridged.pruning.ranking import count, top
 
 models = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=20), min_size=1, max_size=5)
 

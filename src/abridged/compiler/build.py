@@ -81,6 +81,11 @@ def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ..
     return (*flags_of(compiler, cpu), *(("-mprefer-vector-width=512",) if wide else ()))
 
 
+def vector_registers(needed: Sequence[str]) -> int:
+    """How many vector registers the sums of a kernel may fill on such a machine: x86 before AVX-512 has 16, others 32."""
+    return 16 if needed[0] == "x86_64" and "avx512f" not in needed else 32
+
+
 def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     """What a machine must be and have to run what is built so, by the macros that the compiler defines: "x86_64", "avx2" …"""
     defined = set(re.findall(r"#define __(\w+?)(?:__)? ", run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,19 +10,32 @@ import torch
 from torch import Tensor
 
 from abridged.errors import UnsupportedError
-from abridged.pruning.patterns import count, kth_largest
+from abridged.pruning.ranking import count, kth_largest
 from abridged.tables import Table
 
+HALVINGS = 50  # of the interval in which the density that meets a budget of MACs is sought
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """One weight that is pruned: its shape and the scores of its units (groups, units)."""
+    """One weight that is pruned: its own shape, the scores of its units (sets, units), its MACs per weight and sample."""
 
     shape: torch.Size
     units: Tensor
+    positions: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def members(self) -> int:
+        """Weights in one unit."""
+        return self.size // self.units.numel()
 
 
-# (layers by parameter name, density of them all) → density of each.
+# (layers by parameter name, density of all their weights) → density of each.
 Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
 ALLOCATIONS: Table[Allocation] = Table("allocation")
 
@@ -36,7 +50,8 @@ def uniform(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
 def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     """One ranking across all layers: d_l = |{i in l : s_i among the d · N highest}| / n_l (Han et al. 2015).
 
-    Exact over the whole; of equal scores those of earlier layers stay. Raises `UnsupportedError` for a pattern that
+    Exact over the whole; of equal scores those of earlier layers stay. Where the units of layers differ in size (rows, say),
+    they are ranked by score per weight, and the whole is exact to within one unit. Raises `UnsupportedError` for a pattern that
     fixes the density inside small groups, such as N:M, since there nothing is left to distribute.
     """
     for name, layer in layers.items():
@@ -45,6 +60,8 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
                 f"{name}: this pattern fixes the density inside each group of {layer.units.shape[1]},"
                 " so layers cannot compete; use allocation='uniform'"
             )
+    if len({layer.members for layer in layers.values()}) > 1:
+        return _by_weight(layers, density)
     units = {name: layer.units for name, layer in layers.items()}
     keep = count(density, sum(part.numel() for part in units.values()))
     if keep == 0:
@@ -57,3 +74,28 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
         kept[name] += tied
         spare -= tied
     return {name: kept[name] / part.numel() for name, part in units.items()}
+
+
+def _by_weight(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """Units of several sizes in the order of their score per weight, until density · N weights are reached."""
+    flat = [(layer.units.double() / layer.members).reshape(-1).cpu() for layer in layers.values()]
+    sizes = torch.tensor([layer.members for layer in layers.values()])
+    owner = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(part) for part in flat]))
+    order = owner[torch.cat(flat).argsort(descending=True, stable=True)]
+    reached = sizes[order].cumsum(0)
+    # The last unit stays where that is nearer to the target than leaving it.
+    kept = order[reached - sizes[order] / 2 <= density * float(reached[-1])]
+    number = torch.bincount(kept, minlength=len(flat)).tolist()
+    return {name: number[i] / len(flat[i]) for i, name in enumerate(layers)}
+
+
+def within_macs(allocate: Allocation, layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """The same allocation for the density at which that fraction of the multiply-accumulates stays, found by halving."""
+    macs = {name: layer.size * layer.positions for name, layer in layers.items()}
+    target = density * sum(macs.values())
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        given = allocate(layers, middle)
+        low, high = (low, middle) if sum(given[name] * macs[name] for name in layers) > target else (middle, high)
+    return allocate(layers, high if density == 1 else low)
