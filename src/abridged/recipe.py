@@ -109,6 +109,8 @@ class Prune(Teaching):
     pattern: Annotated[str, _known("pruning.patterns", "PATTERNS")] = "unstructured"
     allocation: Annotated[str, _known("pruning.allocation", "ALLOCATIONS")] = "global"
     schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
+    solver: Annotated[str, _known("pruning.solvers", "SOLVERS")] = "none"  # repairs the weights that stay
+    reestimate: bool = False  # the statistics of batch norms, too
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -121,6 +123,8 @@ class Prune(Teaching):
             raise ValueError("a threshold has no course in time: add schedule: one-shot")
         if self.keep is not None and self.allocation != "global":
             raise ValueError("keep counts over all layers: leave allocation at global")
+        if self.schedule != "one-shot" and (self.solver != "none" or self.reestimate):
+            raise ValueError("a solver repairs what is pruned at once: add schedule: one-shot")
         if self.schedule != "one-shot" and self.epochs == 0:
             raise ValueError(
                 f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
