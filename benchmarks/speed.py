@@ -4,6 +4,7 @@
     python benchmarks/speed.py --only resnet50 --threads 1      # or --batch 16, --cpu x86-64-v3
     python benchmarks/speed.py --deepsparse VENV/bin/python     # a Python that has deepsparse 1.8
     python benchmarks/speed.py --layers                         # each layer's share of the machine's peak
+    python benchmarks/speed.py --break-even                     # single layers by their share of zeros
 
 Every ratio is ONNX Runtime's median, on the dense fp32 network, over the other's median, from one interleaved run in one
 process tree; before each turn the threads of the others have fallen asleep. Weights are random: none of the runtimes looks
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,9 +148,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     if find_spec("openvino") and not case.zeros:
         engines["OpenVINO"] = artifact(dense, x, folder / "openvino", "openvino", options)
     given = x.numpy()
-    calls: dict[str, Callable[[], object]] = {
-        name: (lambda engine=engine: engine(given)) for name, engine in engines.items()
-    }
+    calls: dict[str, Callable[[], object]] = {name: partial(engine, given) for name, engine in engines.items()}
     closing = list(engines.values())
     if options.deepsparse:
         # The sparse network as a plain ONNX file: DeepSparse finds the zeros itself.
@@ -193,6 +193,40 @@ def layer_table(result: dict[str, Any], peak: float) -> str:
     return "\n".join(lines)
 
 
+LAYERS = (
+    (64, 64, 56, 3),
+    (256, 64, 56, 1),
+    (128, 128, 28, 3),
+    (1024, 256, 14, 1),
+    (512, 512, 7, 3),
+)  # I, O, size, kernel
+
+
+def break_even(options: argparse.Namespace) -> None:
+    """Single layers of ResNet-50 by their share of zeros: how many times faster than the same layer dense."""
+    shares = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    print(
+        "| layer | " + " | ".join(f"{share:.0%} zeros" for share in shares) + " |\n" + "|---" * (len(shares) + 1) + "|"
+    )
+    for channels, outputs, size, kernel in LAYERS:
+        x = torch.randn(1, channels, size, size)
+        folder = options.out / f"layer-{channels}-{outputs}-{size}-{kernel}-threads-{options.threads}"
+        engines = {}
+        for share in (0.0, *shares):
+            torch.manual_seed(0)
+            layer = nn.Sequential(nn.Conv2d(channels, outputs, kernel, padding=kernel // 2), nn.ReLU()).eval()
+            if share:
+                ab.prune(layer, share)
+            engines[share] = artifact(layer, x, folder / f"{share:.0%}", "native", options)
+        given = x.numpy()
+        calls = {str(share): partial(engine, given) for share, engine in engines.items()}
+        times = time_interleaved(calls, seconds=options.seconds, min_runs=50, repeat=10, pause=0.01)
+        for engine in engines.values():
+            engine.close()
+        cells = [f"{times['0.0'].median / times[str(share)].median:.2f} ×" for share in shares]
+        print(f"| {channels} → {outputs}, {kernel}×{kernel}, {size}² | " + " | ".join(cells) + " |", flush=True)
+
+
 PEAK = """
 #include <stdio.h>
 #include <time.h>
@@ -219,9 +253,9 @@ def peak_of_one_core(cpu: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "peak.c"
         source.write_text(kernels.preamble() + PEAK)
-        build.run(
-            [*build.find_compiler(), "-O3", *build.machine_flags(cpu), str(source), "-o", f"{folder}/peak", "-lm"]
-        )
+        compiler = build.find_compiler()
+        flags = ("-O3", *build.machine_flags(compiler, cpu))
+        build.run([*compiler, *flags, str(source), "-o", f"{folder}/peak", "-lm"])
         return float(build.run([f"{folder}/peak"]))
 
 
@@ -234,9 +268,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--deepsparse", metavar="PYTHON")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--break-even", action="store_true", help="single layers by their share of zeros, instead")
     parser.add_argument("--out", type=Path, default=Path("run/speed"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.break_even:
+        break_even(options)
+        return
     print("| network | native ms | ONNX Runtime ms | ratio | must | aim | | rivals | spread |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     results = []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from abridged.pruning.regrow import Regrowth as Regrowth
     from abridged.pruning.rewind import Ticket as Ticket
     from abridged.pruning.rewind import find_ticket as find_ticket
+    from abridged.pruning.shrink import shrink as shrink
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -62,6 +63,7 @@ _HOME = {
     "measure": "measurement.measure",
     "prune": "pruning.prune",
     "save": "weights",
+    "shrink": "pruning.shrink",
 }
 
 __all__ = [*_HOME, "__version__"]

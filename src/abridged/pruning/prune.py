@@ -11,6 +11,7 @@ from torch import nn
 
 from abridged.data import Data
 from abridged.errors import InputError
+from abridged.pruning.channels import STRUCTURED, Goal, prune_channels, refuse
 from abridged.pruning.collect import Collector
 from abridged.pruning.masks import Masks
 from abridged.pruning.patterns import PATTERNS
@@ -40,6 +41,10 @@ def prune(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    macs: float | None = None,
+    parameters: float | None = None,
+    exact: bool = True,
+    round_to: int = 1,
 ) -> Masks:
     """Set the least important weights of a model to zero, in place, and return the masks. Never trains.
 
@@ -58,6 +63,12 @@ def prune(
     With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
     every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
+    Structured: the patterns "channel" (with heads) and "heads" follow the channels of the captured network from `example`, and
+    zero whatever makes a coupled group's least important ones: weights, biases, scales and shifts. How much: `sparsity` of
+    the channels (of each group, or over all with allocation "global"), or the share of `macs` or `parameters` that shall be
+    left. `round_to` keeps a multiple of so many in each group. What forward does not bear to be cut is left, so that
+    `shrink` removes all that went; with `exact=False` it narrows what norms read, too. These come at once.
+
     Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
     input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
 
@@ -74,6 +85,24 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    if pattern in STRUCTURED:
+        given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
+        return prune_channels(
+            model,
+            Goal(sparsity, macs, parameters),
+            example=example,
+            collector=Collector(data, example, _whole("samples", samples, 1)),
+            criterion=criterion,
+            allocation=allocation or "uniform",
+            exact=exact,
+            heads=pattern == "heads",
+            round_to=round_to,
+            seed=seed,
+            include=(include,) if isinstance(include, str) else include,
+            exclude=(exclude,) if isinstance(exclude, str) else exclude,
+        )
+    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {"macs": macs, "parameters": parameters})
     way = regrowth(regrow)
     fixed = PATTERNS[pattern].density
     allocation = allocation or ("global" if fixed is None else "uniform")
