@@ -117,6 +117,7 @@ def prune(
     bound = None if threshold is None else float(threshold)
     plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way, of)
     collector = Collector(data, example, _whole("samples", samples, 1))
+    plan.check()
     collector.check(criterion, plan.needs)
     chosen = plan.masks(model, names, {}, 0, collector)
     before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
