@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from abridged.pruning.rewind import Ticket as Ticket
     from abridged.pruning.rewind import find_ticket as find_ticket
     from abridged.pruning.shrink import shrink as shrink
+    from abridged.pruning.solvers import reestimate as reestimate
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -62,6 +63,7 @@ _HOME = {
     "load_into": "weights",
     "measure": "measurement.measure",
     "prune": "pruning.prune",
+    "reestimate": "pruning.solvers",
     "save": "weights",
     "shrink": "pruning.shrink",
 }

@@ -19,6 +19,7 @@ from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
 from abridged.pruning.select import select
+from abridged.pruning.solvers import repair
 
 
 def prune(
@@ -36,6 +37,8 @@ def prune(
     samples: int = 1024,
     schedule: str = "one-shot",
     regrow: str | Regrowth | None = None,
+    solver: str = "none",
+    reestimate: bool = False,
     steps: int | None = None,
     every: int | None = None,
     seed: int = 0,
@@ -63,6 +66,11 @@ def prune(
     With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
     every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
+    Repair: a `solver` ("mean", "least-squares", "obs", "sparse-gpt") lets the weights that stay make up for those that go,
+    layer by layer on `samples` training samples of `data`; `reestimate` does so for the statistics of batch norms. "obs"
+    and "sparse-gpt" choose anew within each layer which weights stay, as many as before, when the pattern is unstructured.
+    Nothing but weights, the biases there are, and those statistics changes; what happens is done at once.
+
     Structured: the patterns "channel" (with heads) and "heads" follow the channels of the captured network from `example`, and
     zero whatever makes a coupled group's least important ones: weights, biases, scales and shifts. How much: `sparsity` of
     the channels (of each group, or over all with allocation "global"), or the share of `macs` or `parameters` that shall be
@@ -86,7 +94,8 @@ def prune(
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
     if pattern in STRUCTURED:
-        given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        given: dict[str, Any] = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        given |= {"solver": None if solver == "none" else solver, "reestimate": reestimate or None}
         refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
         return prune_channels(
             model,
@@ -119,8 +128,15 @@ def prune(
     collector = Collector(data, example, _whole("samples", samples, 1))
     plan.check()
     collector.check(criterion, plan.needs)
+    repaired = solver != "none" or reestimate
+    if repaired and (plan.gradual or way):
+        raise InputError("a solver repairs what is pruned at once: leave schedule at 'one-shot' and regrow out")
     chosen = plan.masks(model, names, {}, 0, collector)
     before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
+    if repaired:
+        free = pattern == "unstructured"
+        chosen, said = repair(model, chosen, solver, data, free=free, norms=reestimate, samples=samples, seed=seed)
+        left = (*left, *said)
     masks = Masks(model, chosen, plan, what=what, left=left, collector=collector)
     masks.apply()
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
