@@ -1,6 +1,5 @@
 """Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
 
-import json
 import subprocess
 import sys
 import threading as python_threads
@@ -205,19 +204,6 @@ def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
     command = [sys.executable, "-c", bare, str(tmp_path / "net" / "run.py"), "x.npy"]
     subprocess.run(command, cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
-
-
-def test_target_c_is_sources_that_build(network: nn.Module, tmp_path: Path) -> None:
-    x = torch.randn(1, 3, 33, 29)
-    graph = capture(network, x)
-    with targets.build(graph, "c", tmp_path / "net") as artifact:
-        assert (artifact(x) - interpret(graph, x, dtype=torch.float64)).abs().max() < 1e-6
-    subprocess.run(["make", "-s", "-C", str(tmp_path / "net"), "main"], check=True)
-    said = subprocess.run(["./main"], cwd=tmp_path / "net", check=True, capture_output=True, text=True).stdout
-    expected = interpret(graph, torch.zeros_like(x))[0, :8]
-    np.testing.assert_allclose([float(n) for n in said.split()], expected.detach().numpy(), rtol=1e-4)
-    bench = subprocess.run(["make", "-s", "bench"], cwd=tmp_path / "net", check=True, capture_output=True, text=True)
-    assert json.loads(bench.stdout)["least_ms"] > 0
 
 
 @pytest.mark.parametrize("without", ["fold_constants", "fold_batch_norms", "drop_dead", "fuse", "reuse"])

@@ -325,7 +325,7 @@ MISTAKES = {
     "exclude": ({"sparsity": 0.5, "exclude": ["3.wieght"]}, "did you mean '3.weight'"),
     "nothing left": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: include and exclude leave none of 0.wei"),
     "only norms": ({"sparsity": 0.5, "include": ["1"]}, "nothing to prune"),
-    "regrow": ({"sparsity": 0.5, "regrow": "rigl"}, "regrow='rigl'"),
+    "regrow": ({"sparsity": 0.5, "regrow": "rigl"}, "regrow needs steps"),
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from abridged.measurement.measure import measure as measure
     from abridged.pruning.masks import Masks as Masks
     from abridged.pruning.prune import prune as prune
+    from abridged.pruning.regrow import Regrowth as Regrowth
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -44,6 +45,7 @@ _HOME = {
     "Masks": "pruning.masks",
     "Measurement": "measurement.measure",
     "Recipe": "recipe",
+    "Regrowth": "pruning.regrow",
     "UnsupportedError": "errors",
     "capture": "graph.capture",
     "compress": "run",

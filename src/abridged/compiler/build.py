@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from abridged.compiler.cpus import cpu_named, flags_of
+from abridged.compiler.library import cpu_flags, cpu_line
 from abridged.errors import AbridgedError, InputError
 
 FLAGS = (
@@ -27,56 +30,67 @@ FLAGS = (
 )
 
 
+ZIG = (sys.executable, "-m", "ziglang", "cc")
+
+# Instruction sets that a compiler may use on its own: its macro, without underscores around, and Linux's name.
+_SETS = {
+    **{
+        name: name.lower()
+        for name in ["SSSE3", "SSE4_1", "SSE4_2", "POPCNT", "MOVBE", "AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512F", "AVX512BW", "AVX512CD", "AVX512DQ", "AVX512VL", "AVX512VBMI", "AVX512IFMA"]
+    },
+    "BMI": "bmi1", "LZCNT": "abm", "AVX512VNNI": "avx512_vnni", "AVX512BF16": "avx512_bf16", "AVX512FP16": "avx512_fp16",
+    "AVX512VBMI2": "avx512_vbmi2", "AVX512BITALG": "avx512_bitalg", "AVX512VPOPCNTDQ": "avx512_vpopcntdq",
+    "AVXVNNI": "avx_vnni", "ARM_NEON": "asimd", "ARM_FEATURE_DOTPROD": "asimddp", "ARM_FEATURE_SVE": "sve",
+    "ARM_FEATURE_SVE2": "sve2", "ARM_FEATURE_FP16_VECTOR_ARITHMETIC": "asimdhp", "riscv_vector": "v",
+}  # fmt: skip
+_MACHINE = {"riscv": "riscv64"}
+
+
 class CompilerError(AbridgedError):
     """The C compiler refused our sources: the text has its first error and where they are."""
 
 
-def find_compiler(cc: str | None = None) -> tuple[str, ...]:
-    """The command of a C compiler: `cc`, $CC, cc, gcc, clang, or the ziglang package. Raises `InputError`."""
-    named = cc or os.environ.get("CC")
+def find_compiler(cc: str | None = None, cpu: str = "native") -> tuple[str, ...]:
+    """The command of a C compiler for a CPU: `cc`; for this kind of machine $CC, cc, gcc, clang; for another GNU's cross
+    compiler; or the ziglang package, which builds for all of them. Raises `InputError` that says how to get one."""
+    found = cpu_named(cpu)
+    named = cc or ("" if found.foreign else os.environ.get("CC"))
     if named:
         command = tuple(shlex.split(named))
         if shutil.which(command[0]) is None:
             raise InputError(f"C compiler '{command[0]}' was not found; name one that is installed with --cc or $CC")
         return command
-    for name in ("cc", "gcc", "clang"):
+    for name in (f"{found.prefix}gcc",) if found.foreign else ("cc", "gcc", "clang"):
         if shutil.which(name):
             return (name,)
     if importlib.util.find_spec("ziglang"):
-        return (sys.executable, "-m", "ziglang", "cc")
+        return ZIG
+    if found.foreign:
+        raise InputError(
+            f"cpu '{cpu}' needs a cross compiler and found none; install {found.prefix}gcc (Debian: {found.package}), "
+            "`pip install 'abridged[zig]'`, or name one with --cc"
+        )
     raise InputError(
         "target 'native' needs a C compiler and found none; install gcc or clang, or `pip install 'abridged[zig]'`"
     )
 
 
-def machine_flags(cpu: str = "native") -> tuple[str, ...]:
-    """Compiler flags for a CPU; `native` is this one, any other name is the compiler's own."""
-    wide = "avx512f" in cpu_flags() if cpu == "native" else cpu == "x86-64-v4"
-    return (f"-march={cpu}", *(("-mprefer-vector-width=512",) if wide else ()))
+def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ...]:
+    """Flags of this compiler for a CPU; `native` is this one, a name that we do not know is the compiler's own."""
+    wide = cpu == "native" and "avx512f" in cpu_flags()
+    return (*flags_of(compiler, cpu), *(("-mprefer-vector-width=512",) if wide else ()))
 
 
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this CPU as Linux names them; none where the system does not say."""
-    return frozenset(_cpu_line("flags").split())
-
-
-def needed_flags(cpu: str) -> frozenset[str]:
-    """What a CPU must have to run code built for `cpu`; a name of the compiler's own is taken on trust."""
-    vector = frozenset({"avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "bmi2"})
-    return cpu_flags() & vector if cpu == "native" else frozenset()
+def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """What a machine must be and have to run what is built so, by the macros that the compiler defines: "x86_64", "avx2" …"""
+    defined = set(re.findall(r"#define __(\w+?)(?:__)? ", run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])))
+    machine = next((machine for machine in ("x86_64", "aarch64", "riscv", "arm") if machine in defined), "")
+    return [_MACHINE.get(machine, machine), *sorted({flag for macro, flag in _SETS.items() if macro in defined})]
 
 
 def cpu_name() -> str:
     """This CPU's model name, or its architecture where the system does not say."""
-    return _cpu_line("model name") or platform.machine()
-
-
-def _cpu_line(label: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(label)), "")
+    return cpu_line("model name") or platform.machine()
 
 
 def compiler_version(compiler: Sequence[str]) -> str:

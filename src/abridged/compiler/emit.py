@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,24 +49,26 @@ _HEADER = """/* Written by Abridged. One network: static shapes, no globals, no 
 #define MODEL_INPUTS {inputs}
 #define MODEL_OUTPUTS {outputs}
 #define MODEL_STEPS {steps}
-#define MODEL_ARENA_BYTES {arena}L /* aligned to 64 bytes */
-#define MODEL_WEIGHTS_BYTES {weights}L /* weights.bin, aligned to 64 bytes */
+#define MODEL_ARENA_BYTES {arena}L /* of floats; a multiple of 64 */
+#define MODEL_WEIGHTS_BYTES {weights}L /* weights.bin; a multiple of 64 */
+#define MODEL_WEIGHTS_ID "{digest}" /* its SHA-256 begins so */
 
 /* Runs task(args, begin, end) over all of [0, count), in any parts and order, at once or not. */
 typedef void (*model_task)(const void *args, long begin, long end);
 typedef void (*model_parallel_for)(void *pool, model_task task, const void *args, long count);
 
-#ifndef MODEL_API
 #ifdef __GNUC__
 #define MODEL_API __attribute__((visibility("default")))
+#define MODEL_ALIGNED __attribute__((aligned(64))) /* for speed: where arena and weights should begin */
 #else
 #define MODEL_API
-#endif
+#define MODEL_ALIGNED
 #endif
 
 MODEL_API long model_arena_bytes(void);
 /* Once per arena, before the first run. */
 MODEL_API void model_prepare(void *arena);
+/* parallel_for may be 0: then all is done here, one after the other. */
 MODEL_API void model_run(const float *const *inputs, float *const *outputs, const void *weights, void *arena,
                          model_parallel_for parallel_for, void *pool);
 #endif
@@ -102,6 +105,7 @@ def emit(plan: Plan) -> Sources:
         steps=len(plan.steps),
         arena=4 * plan.arena,
         weights=len(weights),
+        digest=hashlib.sha256(weights).hexdigest()[:16],
     )
     source = "\n".join(
         [
@@ -111,11 +115,11 @@ def emit(plan: Plan) -> Sources:
             *(_part(i, texts) for i, texts in enumerate(parts)),
             f"#if PART < 0 || PART == {len(parts)}",
             _declarations(symbols),
-            _MASKS,
+            _MASKS if plan.masks else "",
             "long model_arena_bytes(void) { return MODEL_ARENA_BYTES; }",
             _prepare(plan),
             _run(lines),
-            "#endif",
+            "#endif\n",
         ]
     )
     paths = "".join(f"{step.node.path}\n" for step in plan.steps)
@@ -134,8 +138,10 @@ def _instance(call: Call, symbol: str) -> str:
     else:
         text = call.text.replace("NAME", symbol)
     return f"""{text}
+static void {symbol}_task(const void *args, long begin, long end) {{ {symbol}(args, begin, end); }}
 LOCAL void {symbol}_start(model_parallel_for parallel_for, void *pool, const void *args) {{
-  parallel_for(pool, (model_task){symbol}, args, {symbol}_tasks);
+  if (parallel_for) parallel_for(pool, {symbol}_task, args, {symbol}_tasks);
+  else {symbol}(args, 0, {symbol}_tasks);
 }}
 """
 

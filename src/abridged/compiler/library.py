@@ -6,9 +6,11 @@ This file needs numpy alone. Every artifact carries it as run.py, which runs the
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import mmap
 import os
+import platform
 import sys
 import threading
 import time
@@ -25,6 +27,35 @@ Array = NDArray[Any]
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
 
 
+class LibraryError(RuntimeError):
+    """The network cannot run here or now: the text says why, in one line."""
+
+
+def cpu_line(label: str) -> str:
+    """What Linux says of this CPU under a label of /proc/cpuinfo; "" where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == label), "")
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU as Linux names them; none where the system does not say."""
+    letters = cpu_line("isa").partition("_")[0].removeprefix("rv64")  # RISC-V: one letter each
+    return frozenset([*(cpu_line("flags") or cpu_line("Features")).split(), *letters])
+
+
+def require_cpu(directory: Path) -> None:
+    """Raises `LibraryError` on a machine that lacks what the library was built for: it would die of an illegal instruction."""
+    machine, *needed = (directory / "cpu.txt").read_text().split()
+    here, flags = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine()), cpu_flags()
+    if machine != here:
+        raise LibraryError(f"was built for {machine}, and this is {here}; build it again here, or run it there")
+    if flags and (missing := [flag for flag in needed if flag not in flags]):
+        raise LibraryError(f"was built for a CPU that has {missing[0]}, which this one lacks; build it again here")
+
+
 def aligned(size: int) -> Array:
     """Zero bytes that begin with a page, on huge pages where the system has them: rows are many pages apart."""
     memory = mmap.mmap(-1, max(size, 1))
@@ -38,23 +69,26 @@ class Library:
     """One call runs at a time; the GIL is free while it does."""
 
     def __init__(self, directory: Path, threads: int) -> None:
+        self._process = os.getpid()
         self._library = ctypes.CDLL(str(directory / "model.so"))
         self._library.model_arena_bytes.restype = ctypes.c_long
         self._library.pool_open.restype = ctypes.c_void_p
-        self._weights = aligned((directory / "weights.bin").stat().st_size)
-        self._weights[:] = np.fromfile(directory / "weights.bin", np.uint8)
+        self._weights = _read(directory / "weights.bin")
         self._arena = aligned(self._library.model_arena_bytes())
         self._library.model_prepare(_pointer(self._arena))
         self._parallel_for = ctypes.cast(self._library.pool_run, ctypes.c_void_p)
         self._lock = threading.Lock()
         self._pool = ctypes.c_void_p(self._library.pool_open(threads))
         if not self._pool:
-            raise RuntimeError(f"{threads} threads could not be started; ask for fewer")
+            raise LibraryError(f"{threads} threads could not be started; ask for fewer")
 
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array], parallel_for: Any = None) -> None:
+        """Raises `LibraryError` when it is closed, and in a process that was forked since it was loaded: threads stay behind."""
+        if os.getpid() != self._process:
+            raise LibraryError("was loaded before this process was forked; load it again here")
         with self._lock:
             if not self._pool:
-                raise RuntimeError("the network is closed")
+                raise LibraryError("is closed; load it again")
             self._library.model_run(
                 (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs)),
                 (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs)),
@@ -76,20 +110,29 @@ class Library:
         self.run(inputs, outputs, _Task(timed))
         return times
 
-    def close(self, join: bool = True) -> None:
-        """End the threads (`join=False`: this process never had them). A second close does nothing."""
+    def close(self) -> None:
+        """End the threads; a forked process never had them. A second close does nothing."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             pool, self._pool = self._pool, ctypes.c_void_p()
-            if pool and join:
+            if pool:
                 self._library.pool_close(pool)
 
 
 class Network:
-    """An artifact folder as a function of its flat inputs."""
+    """An artifact folder as a function of its flat inputs. Raises `LibraryError` for altered files and on another machine."""
 
     def __init__(self, directory: Path, threads: int = os.cpu_count() or 1) -> None:
-        signature = json.loads((directory / "abridged.json").read_bytes())["signature"]
-        self._inputs, self._outputs = signature["inputs"], signature["outputs"]
+        manifest = json.loads((directory / "abridged.json").read_bytes())
+        for name in ("cpu.txt", "model.so", "weights.bin"):
+            with open(directory / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
+                    raise LibraryError(
+                        f"{directory / name}: is not the file that was built; build or copy the artifact again"
+                    )
+        require_cpu(directory)
+        self._inputs, self._outputs = manifest["signature"]["inputs"], manifest["signature"]["outputs"]
         self._library = Library(directory, threads)
 
     def __call__(self, *inputs: Array) -> list[Array]:
@@ -106,6 +149,16 @@ class Network:
 
     def close(self) -> None:
         self._library.close()
+
+
+def _read(file: Path) -> Array:
+    """A file's bytes, on pages of their own."""
+    content = aligned(file.stat().st_size)
+    with open(file, "rb", buffering=0) as stream:
+        view, filled = content.data, 0
+        while count := stream.readinto(view[filled:]):
+            filled += count
+    return content
 
 
 def _pointer(array: Array) -> ctypes.c_void_p:

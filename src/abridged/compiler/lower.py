@@ -119,7 +119,8 @@ class Lowering:
         self, node: Node, shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str
     ) -> None:
         channel = self._channel_of(shape, write)
-        step = None if channel is None else nest.rowwise(node, shape, channel, reads, write, text)
+        tight = any(read.buffer.startswith("in:") for read in reads)  # nothing may be read behind what is not ours
+        step = None if channel is None or tight else nest.rowwise(node, shape, channel, reads, write, text)
         self.add(step or nest.elementwise(node, shape, reads, write, text))
 
     def _channel_of(self, shape: tuple[int, ...], write: Layout) -> int | None:
@@ -319,10 +320,10 @@ def rows(
 
 
 def _like(low: Lowering, node: Node, name: str, key: str, target: Layout, channel: int) -> Layout:
-    """A residual at the target's pitch: as it lies, or a copy."""
+    """A residual at the target's pitch: as it lies, where room is behind it, or a copy."""
     found = low.layout(name)
     axes = [axis for axis, n in enumerate(low.shape(name)) if n > 1 and axis != channel]
-    if all(found.strides[axis] == target.strides[axis] for axis in axes):
+    if found.buffer in low.sizes and all(found.strides[axis] == target.strides[axis] for axis in axes):
         return found
     own = replace(low.value(key), name=key)
     return low._copy(node, own, found, low.buffer(own, f"{key}.r"))

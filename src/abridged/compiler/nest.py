@@ -10,12 +10,12 @@ from abridged.graph.graph import Node
 
 PREAMBLE = """
 struct nest { const float *in[8]; float *out; const int32_t *mask; };
-static inline V v_gather(const float *p, long stride, long n) {
+INLINE V v_gather(const float *p, long stride, long n) {
   float t[LANES] = {0};
   for (long i = 0; i < n; i++) t[i] = p[i * stride];
   return v_load(t);
 }
-static inline void v_scatter(float *p, long stride, V v, long n) {
+INLINE void v_scatter(float *p, long stride, V v, long n) {
   float t[LANES];
   v_store(t, v);
   for (long i = 0; i < n; i++) p[i * stride] = t[i];

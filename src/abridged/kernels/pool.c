@@ -24,7 +24,7 @@ LOCAL void SYMBOL(const struct args *a, long begin, long end)
         for (int n = 0; n < N; n++)
             for (int oy = 0; oy < OH; oy++) {
                 float line[OW];
-                for (int j = 0; j < OW; j++) line[j] = AVERAGE ? 0.0f : -__builtin_inff();
+                for (int j = 0; j < OW; j++) line[j] = AVERAGE ? 0.0f : -INFINITY;
                 for (int ky = 0; ky < KH; ky++) {
                     int iy = oy * SY + ky * DY - PY;
                     if (iy < 0 || iy >= H) continue;

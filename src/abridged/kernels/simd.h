@@ -12,9 +12,11 @@
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8
-#elif defined(__GNUC__)
+#elif defined(__riscv_v_min_vlen) && __riscv_v_min_vlen <= 512
+#define LANES (__riscv_v_min_vlen / 32)
+#elif defined(__SSE2__) || defined(__ARM_NEON) || defined(__ALTIVEC__) || defined(__VX__) || defined(__wasm_simd128__)
 #define LANES 4
-#else
+#else /* no vector unit: what the compiler makes of vectors there is slower than plain numbers */
 #define LANES 1
 #endif
 #endif
@@ -32,7 +34,7 @@ typedef uint32_t N;
 #endif
 
 #ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline, unused))
 #else
 #define INLINE static inline
 #endif
@@ -144,7 +146,7 @@ INLINE V v_expm1(V x)
 INLINE V v_log(V x)
 {
     const float tiny = 1.17549435e-38f, sqrt_half = 0.707106781f;
-    const V infinity = v_set(__builtin_inff());
+    const V infinity = v_set(INFINITY);
     I small = v_less(x, v_set(tiny));
     V scaled = v_where(small, x * 8388608.0f, x); /* a subnormal has no exponent of its own */
     N base = (N)v_bits(v_set(sqrt_half)), i = (N)v_bits(scaled) - base;
@@ -164,7 +166,7 @@ INLINE V v_log(V x)
     p = p * f + 0.333333167f;
     y = p * (f * f * f) - 0.5f * (f * f) - e * 2.12194440e-4f;
     y = y + f + e * 0.693359375f;
-    y = v_where(v_less(x, v_set(0.0f)) | v_nan(x), v_set(__builtin_nanf("")), y);
+    y = v_where(v_less(x, v_set(0.0f)) | v_nan(x), v_set(NAN), y);
     y = v_where(TRUTH(x == 0.0f), -infinity, y);
     return v_where(TRUTH(x == infinity), x, y);
 }

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from abridged.errors import InputError, nearest
 from abridged.pruning.plan import Plan
+from abridged.pruning.regrow import Evidence, Regrowth
 
 State = dict[str, Tensor | int | float | str]
 
@@ -36,6 +37,7 @@ class Masks(Mapping[str, Tensor]):
         self._what = what  # "3 of 3 convolutions, 1 of 1 linear layers"
         self._left = left  # lines: what was not touched, and why
         self._step = 0
+        self._optimizer: Optimizer | None = None
         self._handle: RemovableHandle | None = None
 
     @classmethod
@@ -82,7 +84,9 @@ class Masks(Mapping[str, Tensor]):
         removed = total - sum(int(mask.count_nonzero()) for mask in self.values())
         how = self.plan.allocation if self.plan.threshold is None else f"threshold {self.plan.threshold}"
         rule = f"{self.plan.criterion}, {self.plan.pattern}, {how}"
-        if self._step < self.plan.steps:
+        if self.plan.regrow:
+            rule += f"; step {min(self._step, self.plan.steps)} of {self.plan.steps}, regrowth: {self.plan.regrow}"
+        elif self._step < self.plan.steps:
             rule += f"; step {self._step} of {self.plan.steps}, {self.plan.schedule}"
         return (f"{self._what}: {removed:,} of {total:,} weights removed ({removed / total:.2%}; {rule})", *self.notes)
 
@@ -107,9 +111,10 @@ class Masks(Mapping[str, Tensor]):
         """Keep zeros zero in any training loop: after each `optimizer.step()` the masks advance and are applied.
 
         Gradients and the optimizer's own state stay as they are: what these hold for removed weights never reaches one.
-        A step that a GradScaler skips does not count (unless a fused optimizer skips inside its own step). The latest call is the one that holds, so that calling twice
+        Only where a regrowth exchanges weights does the state (momenta …) of those that go and come become zero.
+        A step that a GradScaler skips does not count. The latest call is the one that holds, so that calling twice
         never steps twice. Returns a handle with `.remove()`. Raises `InputError` when the optimizer does not train
-        these parameters (those with `requires_grad` off it need not).
+        these parameters (those with `requires_grad` off it need not), or has no momentum and the regrowth needs one.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate and others wrap the one that steps
         trained = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
@@ -117,20 +122,51 @@ class Masks(Mapping[str, Tensor]):
             parameter = self._module.get_parameter(name)
             if parameter.requires_grad and id(parameter) not in trained:
                 raise InputError(f"the optimizer does not train {name}: build it from the pruned model's parameters()")
+        if self.plan.regrow and self.plan.regrow.needs_momentum and not _has_momentum(inner):
+            raise InputError(
+                f"regrowth by momentum, but {type(inner).__name__} has none: use SGD with momentum, Adam or AdamW, "
+                "or regrow='rigl', which looks at the gradient"
+            )
         self._release()
-        self._handle = inner.register_step_post_hook(lambda *_: self.step())
+        self._optimizer = inner
+        self._handle = inner.register_step_post_hook(lambda *_: None if _skipped(inner) else self.step())
         self.apply()
         return self._handle
 
     def step(self) -> None:
         """Advance the schedule by one optimizer step and apply the masks; `hold` calls this.
 
-        A weight once removed stays removed (Zhu & Gupta 2017). Raises `InputError` when weights have become NaN."""
+        Without regrowth a weight once removed stays removed (Zhu & Gupta 2017). Raises `InputError` when weights have
+        become NaN, and where a regrowth finds no gradients."""
         self._step += 1
-        if self.plan.due(self._step):
+        if self.plan.regrow:
+            self.apply()  # what comes starts from zero
+        if self.plan.due(self._step) and self.plan.regrow:
+            self._exchange()
+        elif self.plan.due(self._step):
             weights = {name: self._module.get_parameter(name).detach() for name in self}
             self._masks = self.plan.masks(weights, self._masks, self._step)
         self.apply()
+
+    def _exchange(self) -> None:
+        """New masks from the gradients of the step just taken; layers that it did not train stay as they are."""
+        layers = {}
+        for name, held in self.items():
+            parameter = self._module.get_parameter(name)
+            if parameter.requires_grad and parameter.grad is not None:
+                moving = momentum(self._state(parameter))
+                weight, gradient = parameter.detach(), parameter.grad.detach()
+                layers[name] = Evidence(name, weight, held, gradient, moving, self.plan.seed, self._step)
+        if not layers:
+            raise InputError(
+                "regrowth needs the gradients of an optimizer step: masks.hold(optimizer), and let it step"
+            )
+        for name, mask in self.plan.exchanged(layers, self._step).items():
+            reset(self._state(self._module.get_parameter(name)), mask ^ self._masks[name])
+            self._masks[name] = mask
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
 
     def to(self, module: nn.Module) -> Masks:
         """Bind to another module whose parameters have the same names and shapes, apply there, and return self.
@@ -145,7 +181,7 @@ class Masks(Mapping[str, Tensor]):
 
     def state_dict(self) -> State:
         """Everything a resumed run needs, flat: tensors "mask.NAME", the number of steps taken, and the plan."""
-        plan = {f"plan.{key}": value for key, value in dataclasses.asdict(self.plan).items() if value is not None}
+        plan = {f"plan.{key}": value for key, value in _flat(dataclasses.asdict(self.plan)).items()}
         return {**{f"mask.{name}": mask for name, mask in self.items()}, "step": self._step, **plan}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
@@ -161,7 +197,55 @@ class Masks(Mapping[str, Tensor]):
     def _release(self) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._handle = None
+        self._handle = self._optimizer = None
+
+
+# --- the optimizer's state --------------------------------------------------------------------------------------------
+
+
+def momentum(state: Mapping[str, Any]) -> Tensor | None:
+    """What an optimizer remembers of a parameter's gradients: SGD's buffer, Adam's m / (√v + ε); None where nothing."""
+    if "exp_avg" in state:
+        first: Tensor = state["exp_avg"]
+        second: Tensor | None = state.get("exp_avg_sq")
+        return first if second is None else first / (second.sqrt() + 1e-8)
+    buffer: Tensor | None = state.get("momentum_buffer")
+    return buffer
+
+
+def reset(state: Mapping[str, Any], changed: Tensor) -> None:
+    """Write zero into every tensor of an optimizer's state of one parameter, wherever a weight went or came."""
+    for value in state.values():
+        if isinstance(value, Tensor) and value.shape == changed.shape:
+            value.masked_fill_(changed.to(value.device), 0)
+
+
+def _has_momentum(optimizer: Optimizer) -> bool:
+    return any(group.get("momentum") or "betas" in group for group in optimizer.param_groups)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer, told by a GradScaler of infinite gradients, has just done nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+# --- states to resume from ----------------------------------------------------------------------------------------------
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    >>> _flat({"every": 1, "regrow": {"grow": "random"}, "threshold": None})
+    {'every': 1, 'regrow.grow': 'random'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = _flat(value) if isinstance(value, Mapping) else None
+        if nested is not None:
+            flat |= {f"{key}.{inner}": item for inner, item in nested.items()}
+        elif value is not None:
+            flat[key] = value
+    return flat
 
 
 def _check_fit(masks: Mapping[str, Any], module: nn.Module) -> None:
@@ -181,10 +265,13 @@ def _check_fit(masks: Mapping[str, Any], module: nn.Module) -> None:
 def _plan_of(scalars: Mapping[str, Any]) -> Plan:
     options = {key.removeprefix("plan."): value for key, value in scalars.items() if key != "step"}
     kinds = {"density": float, "threshold": float, "steps": int, "every": int, "seed": int}
-    known = {field.name for field in dataclasses.fields(Plan)}
+    kinds |= {"regrow.fraction": float, "regrow.until": float}
+    known = {field.name for field in dataclasses.fields(Plan)} - {"regrow"}
+    known |= {f"regrow.{field.name}" for field in dataclasses.fields(Regrowth)}
     sound = type(scalars.get("step")) is int and all(
         key in known and isinstance(value, kinds.get(key, str)) for key, value in options.items()
     )
     if not sound or options.get("every", 1) < 1 or ("density" in options) == ("threshold" in options):
         raise InputError("this state was not made by Masks.state_dict() of this version: its plan cannot be read")
-    return Plan(**options)
+    way = {key.removeprefix("regrow."): options.pop(key) for key in list(options) if key.startswith("regrow.")}
+    return Plan(**options, regrow=Regrowth(**way) if way else None)

@@ -14,6 +14,7 @@ from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.allocation import ALLOCATIONS, Layer
 from abridged.pruning.criteria import CRITERIA, Stats
 from abridged.pruning.patterns import PATTERNS, Pattern
+from abridged.pruning.regrow import Evidence, Regrowth, exchange
 from abridged.pruning.schedules import SCHEDULES
 
 
@@ -30,6 +31,7 @@ class Plan:
     steps: int = 0  # optimizer steps until the end; 0: the end is at once
     every: int = 1  # optimizer steps between two choices
     seed: int = 0
+    regrow: Regrowth | None = None  # the density is that of the end from the start, and weights are exchanged
 
     def __post_init__(self) -> None:
         # An unknown name raises here, before anything is touched.
@@ -40,6 +42,8 @@ class Plan:
 
     def due(self, step: int) -> bool:
         """Whether the masks are chosen anew after this optimizer step (1 is the first)."""
+        if self.regrow:
+            return step % self.every == 0 and self.regrow.due(step / self.steps)
         return step == self.steps or (step < self.steps and step % self.every == 0)
 
     def density_at(self, step: int) -> float | None:
@@ -60,6 +64,15 @@ class Plan:
             }
         densities = ALLOCATIONS[self.allocation](layers, density)
         return {name: pattern.mask(layer.units, densities[name], layer.shape) for name, layer in layers.items()}
+
+    def exchanged(self, layers: Mapping[str, Evidence], step: int) -> dict[str, Tensor]:
+        """Which weights stay after an optimizer step of a regrowth: as many as before, in part others.
+
+        Raises `InputError` for a weight with NaN or infinity."""
+        for name, layer in layers.items():
+            _require_finite(name, layer.weight)
+        assert self.regrow
+        return exchange(self.regrow, PATTERNS[self.pattern], layers, step / self.steps)
 
     def _layers(self, weights: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Layer]:
         # One dtype for all, so that scores of different layers compare exactly; half precision has too small a range.

@@ -13,9 +13,10 @@ from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import InputError
 from abridged.pruning.masks import Masks
 from abridged.pruning.plan import Plan
+from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -34,7 +35,7 @@ def prune(
     data: object = None,
     example: object = None,
     schedule: str = "one-shot",
-    regrow: str | None = None,
+    regrow: str | Regrowth | None = None,
     steps: int | None = None,
     every: int | None = None,
     seed: int = 0,
@@ -55,6 +56,8 @@ def prune(
 
     When: "one-shot" is now. Under any other schedule this call removes nothing yet: hold the masks to an optimizer,
     and they reach the whole sparsity after `steps` of its steps, choosing anew every `every` (default: steps / 100).
+    With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
+    every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
     Of `data` and `example` none of the present criteria makes use; `seed` is the random criterion's.
 
@@ -71,19 +74,18 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
-    if regrow is not None:
-        raise UnsupportedError(f"regrow={regrow!r}: no way of regrowth is known yet; leave it None")
+    way = regrowth(regrow)
     _check_amount(sparsity, threshold, keep)
-    length, interval = _length(schedule, steps, every, threshold)
+    length, interval = _length(schedule, steps, every, threshold, way)
     chosen, what, left = _select(model, _globs(include), _globs(exclude))
     density = _density(sparsity, keep, allocation, chosen)
     bound = None if threshold is None else float(threshold)
-    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed)
+    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way)
     masks = Masks(model, plan.masks(chosen, {}, 0), plan, what=what, left=left)
     masks.apply()
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
     spare = kept - sum(int(weight.count_nonzero()) for weight in chosen.values())
-    if spare and not length:
+    if spare and SCHEDULES[schedule](0.0) == 1:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
 
@@ -125,15 +127,22 @@ def _density(sparsity: float | None, keep: int | None, allocation: str, chosen: 
     return int(keep) / total
 
 
-def _length(schedule: str, steps: int | None, every: int | None, threshold: float | None) -> tuple[int, int]:
+def _length(
+    schedule: str, steps: int | None, every: int | None, threshold: float | None, way: Regrowth | None
+) -> tuple[int, int]:
     """Optimizer steps until the end and between two choices."""
-    if SCHEDULES[schedule](0.0) == 1:
+    at_once = SCHEDULES[schedule](0.0) == 1
+    if way and not at_once:
+        raise InputError(f"regrow keeps the sparsity constant: leave schedule at 'one-shot', not '{schedule}'")
+    if way and steps is None:
+        raise InputError("regrow needs steps: how many optimizer steps the training takes")
+    if at_once and not way:
         if steps is not None or every is not None:
             raise InputError(f"schedule '{schedule}' is done at once: leave out steps and every, or choose 'cubic'")
         return 0, 1
     if steps is None:
         raise InputError(f"schedule '{schedule}' needs steps: how many optimizer steps until the whole sparsity")
-    if threshold is not None:
+    if threshold is not None and not way:
         raise InputError(f"a threshold has no course in time: give sparsity or keep with schedule '{schedule}'")
     length = _whole("steps", steps, 1)
     return length, max(1, length // 100) if every is None else _whole("every", every, 1)

@@ -1,12 +1,16 @@
-"""Target `c`: the sources and weights that target `native` is built from, for a compiler and a machine of the user's own.
+"""Target `c`: the network as C99 sources and weights, for a compiler and a machine of the user's own.
 
-Loaded here, they are compiled for this machine and run on one thread, so that what is shipped can be checked and measured."""
+No malloc, no stdio, no threads; the sizes of arena and weights are constants of the header. Loaded here, the sources are
+compiled for this machine and run on one thread, so that what is shipped can be checked and measured."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.resources import files as resources
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +19,19 @@ import numpy as np
 from abridged import files
 from abridged.compiler import threads
 from abridged.compiler.build import build_library, find_compiler, machine_flags
+from abridged.compiler.cpus import cpu_named, flags_of
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import compile_graph
+from abridged.errors import InputError
 from abridged.graph.graph import Graph
 from abridged.targets import Target
 from abridged.targets.artifact import Array, Manifest
 
-_MAIN = """/* Runs the network once on zeros and prints the first numbers of each output; `bench` times it. */
-#include <stdio.h>
-#include <string.h>
-#include <time.h>
-#include "model.h"
-
-static _Alignas(64) unsigned char weights[MODEL_WEIGHTS_BYTES], arena[MODEL_ARENA_BYTES];
-{buffers}
-
-static void serial(void *pool, model_task task, const void *args, long count) {{ (void)pool; task(args, 0, count); }}
-
-int main(int argc, char **argv) {{
-  const float *inputs[] = {{{inputs}}};
-  float *outputs[] = {{{outputs}}};
-  FILE *file = fopen("weights.bin", "rb");
+_READ = """  FILE *file = fopen("weights.bin", "rb");
   if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights) return 1;
-  fclose(file);
-  model_prepare(arena);
-  model_run(inputs, outputs, weights, arena, serial, NULL);
-  if (argc > 1 && !strcmp(argv[1], "bench")) {{
-    double best = 1e30;
-    for (int i = 0; i < 20; i++) {{
-      struct timespec a, b;
-      clock_gettime(CLOCK_MONOTONIC, &a);
-      model_run(inputs, outputs, weights, arena, serial, NULL);
-      clock_gettime(CLOCK_MONOTONIC, &b);
-      double ms = 1e3 * (double)(b.tv_sec - a.tv_sec) + 1e-6 * (double)(b.tv_nsec - a.tv_nsec);
-      best = ms < best ? ms : best;
-    }}
-    printf("{{\\"target\\": \\"c\\", \\"threads\\": 1, \\"runs\\": 20, \\"least_ms\\": %.4f}}\\n", best);
-    return 0;
-  }}
-{prints}
-  return 0;
-}}
-"""
-
-_MAKEFILE = """CFLAGS ?= -O3 -march=native
-main: main.c model.c model.h
-\t$(CC) $(CFLAGS) -std=gnu11 -ffp-contract=fast -fno-math-errno -fno-trapping-math -o $@ main.c model.c -lm
-bench: main
-\t@./main bench
-.PHONY: bench
-"""
+  fclose(file);"""
+_STRICT = "-std=c99 -pedantic -Wall -Wextra -Werror"
+_VECTORS = "-std=c99 -Wall -Wextra -Wno-psabi"
 
 
 class CEngine:
@@ -73,16 +40,16 @@ class CEngine:
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
         self._folder = Path(tempfile.mkdtemp(prefix="abridged-c-"))
-        shutil.copytree(directory, self._folder, dirs_exist_ok=True)
-        (self._folder / "threads.c").write_bytes(threads.source())
-        build_library(
-            {"model.c": 1, "threads.c": 1},
-            self._folder,
-            self._folder / "model.so",
-            compiler=find_compiler(),
-            flags=machine_flags(),
-        )
-        self._library = Library(self._folder, 1)
+        try:
+            shutil.copytree(directory, self._folder, dirs_exist_ok=True)
+            (self._folder / "threads.c").write_bytes(threads.source())
+            compiler, parts = find_compiler(), {"model.c": 1, "threads.c": 1}
+            flags = machine_flags(compiler)
+            build_library(parts, self._folder, self._folder / "model.so", compiler=compiler, flags=flags)
+            self._library = Library(self._folder, 1)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
@@ -98,27 +65,89 @@ class CEngine:
 
 
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
-    sources = compile_graph(graph)
-    for name, content in sources.files.items():
+    for name, content in sources(graph, options).items():
         files.write_atomic(directory / name, content)
-    sizes = {
-        kind: [int(np.prod(graph.values[name].shape)) for name in names]
-        for kind, names in (("input", graph.inputs), ("output", graph.outputs))
+
+
+def sources(graph: Graph, options: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of the artifact by name."""
+    for name in ("vector", "array"):
+        if options[name] not in (0, 1):  # True and False are
+            raise InputError(f"target 'c': {name} is 1 (yes) or 0 (no), not {options[name]!r}")
+    made = dict(compile_graph(graph).files)
+    if not options["vector"]:
+        made["model.c"] = b"#define LANES 1 /* plain ISO C99 */\n" + made["model.c"]
+    if options["array"]:
+        made["weights.c"] = _array(made["weights.bin"])
+    fields = _buffers(graph, bool(options["array"])) | _build(options)
+    for name in ("main.c", "bench.c", "Makefile"):
+        made[name] = _filled(resources(__package__).joinpath("project", name).read_text(encoding="utf-8"), fields)
+    return made
+
+
+def _filled(text: str, fields: Mapping[str, str]) -> bytes:
+    for name, value in fields.items():
+        text = text.replace(f"@{name}@", value)
+    return text.encode()
+
+
+def _array(weights: bytes) -> bytes:
+    """weights.bin as a constant, in little-endian words: where there is no file system."""
+    words = [f"0x{word:08x}u" for word in np.frombuffer(weights, "<u4")]
+    lines = [", ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+    head = '/* weights.bin as words of a little-endian machine. */\n#include "model.h"\n'
+    declared = "extern const unsigned int model_weights[];\n"
+    defined = "MODEL_ALIGNED const unsigned int model_weights[MODEL_WEIGHTS_BYTES / 4] = {\n"
+    return (head + declared + defined + ",\n".join(lines) + "};\n").encode()
+
+
+def _buffers(graph: Graph, array: bool) -> dict[str, str]:
+    """What main.c and bench.c say of inputs, outputs and weights."""
+
+    def ports(kind: str, names: Sequence[str]) -> list[tuple[str, int, str]]:
+        shapes = [graph.values[name].shape for name in names]
+        said = (f"{name}: {'x'.join(map(str, shape)) or 'a number'}" for name, shape in zip(names, shapes, strict=True))
+        return [(f"{kind}{i}", prod(shapes[i]), text) for i, text in enumerate(said)]
+
+    inputs, outputs = ports("input", graph.inputs), ports("output", graph.outputs)
+    arena = "static MODEL_ALIGNED float arena[MODEL_ARENA_BYTES / 4]"
+    weights = ";\nextern const unsigned int weights[];" if array else ", weights[MODEL_WEIGHTS_BYTES / 4];"
+    return {
+        "BUFFERS": "\n".join(
+            [
+                "#define weights model_weights /* of weights.c */" if array else "",
+                arena + weights,
+                *(f"static float {name}[{size}]; /* {said} */" for name, size, said in (*inputs, *outputs)),
+            ]
+        ).strip(),
+        "INPUTS": ", ".join(name for name, _, _ in inputs),
+        "OUTPUTS": ", ".join(name for name, _, _ in outputs),
+        "WEIGHTS": "" if array else _READ,
+        "RAMPS": "\n".join(
+            f"  for (long i = 0; i < {n}; i++) {name}[i] = (float)(i % 17) / 8 - 1;" for name, n, _ in inputs
+        ),
+        "PRINTS": "\n".join(
+            f'  for (long i = 0; i < {n}; i++) printf("%.9g\\n", (double){name}[i]);' for name, n, _ in outputs
+        ),
     }
-    names = {kind: [f"{kind}{i}" for i in range(len(numbers))] for kind, numbers in sizes.items()}
-    buffers = [f"static float {n}[{size}];" for kind in sizes for n, size in zip(names[kind], sizes[kind], strict=True)]
-    prints = [
-        f'  for (int i = 0; i < {min(size, 8)}; i++) printf("%s%g", i ? " " : "", (double){name}[i]);\n  puts("");'
-        for name, size in zip(names["output"], sizes["output"], strict=True)
-    ]
-    main = _MAIN.format(
-        buffers="\n".join(buffers),
-        inputs=", ".join(names["input"]),
-        outputs=", ".join(names["output"]),
-        prints="\n".join(prints),
-    )
-    files.write_atomic(directory / "main.c", main.encode())
-    files.write_atomic(directory / "Makefile", _MAKEFILE.encode())
 
 
-TARGET = Target(write=write, start=CEngine, packages=("torch",), options={})
+def _build(options: Mapping[str, Any]) -> dict[str, str]:
+    """What the Makefile says of the compiler."""
+    cpu, prefix = options["cpu"], cpu_named(options["cpu"]).prefix
+    command = shlex.split(options["cc"]) if options["cc"] else [f"{prefix}gcc" if cpu_named(cpu).foreign else "cc"]
+    return {
+        "CPU": "the machine that it is called on" if cpu == "native" else cpu,
+        "CC": shlex.join(command),
+        "CFLAGS": " ".join(("-O3", *flags_of(command, cpu))),
+        "STANDARD": _VECTORS if options["vector"] else _STRICT,
+        "SOURCES": "model.c weights.c" if options["array"] else "model.c",
+    }
+
+
+TARGET = Target(
+    write=write,
+    start=CEngine,
+    packages=("torch",),
+    options={"cc": None, "cpu": "native", "vector": 1, "array": 0},
+)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from abridged.compiler import library, threads
 from abridged.compiler.build import (
     build_library,
     compiler_version,
-    cpu_flags,
     cpu_name,
     find_compiler,
     machine_flags,
-    needed_flags,
+    needed_cpu,
 )
 from abridged.compiler.emit import emit
-from abridged.compiler.library import Library
+from abridged.compiler.library import Library, LibraryError, require_cpu
 from abridged.compiler.pipeline import plan
 from abridged.compiler.plan import Plan
 from abridged.compiler.tune import tune
@@ -40,19 +39,24 @@ class NativeEngine:
     """The library, and which module path each of its steps belongs to."""
 
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
-        built_for = (directory / "cpu.txt").read_text()
-        if missing := set(built_for.split()) - cpu_flags():
-            raise InputError(
-                f"{directory}: was built for a CPU that has {min(missing)}, which this one lacks; build it again here"
-            )
-        self._library, self._process = Library(directory, count), os.getpid()
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
+        self._directory = directory
+        with self._refusing():
+            require_cpu(directory)
+            self._library = Library(directory, count)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the library refuses is the user's mistake."""
+        try:
+            yield
+        except LibraryError as error:
+            raise InputError(f"{self._directory}: {error}") from None
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        if os.getpid() != self._process:
-            raise InputError("the artifact was loaded before this process was forked; load it again here")
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        self._library.run(inputs, outputs)
+        with self._refusing():
+            self._library.run(inputs, outputs)
         return outputs
 
     def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float]:
@@ -66,11 +70,12 @@ class NativeEngine:
         return dict(total)
 
     def close(self) -> None:
-        self._library.close(join=os.getpid() == self._process)
+        self._library.close()
 
 
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
-    compiler, flags = find_compiler(options["cc"]), machine_flags(options["cpu"])
+    compiler = find_compiler(options["cc"], options["cpu"])
+    flags = machine_flags(compiler, options["cpu"])
 
     def build(plan: Plan, folder: Path) -> None:
         sources = emit(plan)
@@ -90,7 +95,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         chosen = tune(chosen, build, machine, thread_count(None), inputs, outputs)
     build(chosen, directory)
     files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
-    files.write_atomic(directory / "cpu.txt", " ".join(sorted(needed_flags(options["cpu"]))).encode())
+    files.write_atomic(directory / "cpu.txt", " ".join(needed_cpu(compiler, flags)).encode())
 
 
 TARGET = Target(

@@ -1,0 +1,262 @@
+"""Regrowth: sparse from the first step to the last, while weights that do little are exchanged for ones that may do more.
+
+A way of regrowth is four choices, each an entry of a table: by which criterion weights are dropped (`CRITERIA`), by
+which rule others grow in their place (`GROWTHS`), how the exchanged fraction decays over time (`DECAYS`), and which
+layers get the places that became free (`REDISTRIBUTIONS`). `REGROWTHS` names the combinations of the literature.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abridged.errors import InputError, UnsupportedError
+from abridged.pruning.criteria import CRITERIA, Stats
+from abridged.pruning.patterns import Pattern, count, top
+from abridged.tables import Table
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about one weight when it exchanges: all tensors of the weight's shape."""
+
+    name: str
+    weight: Tensor
+    held: Tensor  # True: kept so far
+    gradient: Tensor  # dense: of removed weights too
+    momentum: Tensor | None = None  # the optimizer's; None where it keeps none
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def moving(self) -> Tensor:
+        """The momentum. Raises `InputError` where the optimizer keeps none."""
+        if self.momentum is None:
+            raise InputError(
+                f"regrowth by momentum, but the optimizer keeps none of {self.name}: "
+                "use SGD with momentum, Adam or AdamW, or regrow='rigl', which looks at the gradient"
+            )
+        return self.momentum
+
+
+# --- which weights grow: evidence → scores of the weight's shape; of the removed ones the highest grow ------------------
+
+Growth = Callable[[Evidence], Tensor]
+GROWTHS: Table[Growth] = Table("growth")
+
+
+@GROWTHS.entry("random")
+def random(evidence: Evidence) -> Tensor:
+    """Uniform noise in [0, 1), new at each exchange: SET (Mocanu et al. 2018, "Scalable training … evolutionary").
+
+    Depends on seed, name, step and shape alone, so that a resumed run and every device draw the same."""
+    key = f"{evidence.seed} {evidence.step} {evidence.name}"
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    return torch.rand(evidence.weight.shape, generator=generator).to(evidence.weight.device)
+
+
+@GROWTHS.entry("gradient")
+def gradient(evidence: Evidence) -> Tensor:
+    """Where the loss would fall fastest now: |∂L/∂w| (Evci et al. 2020, "Rigging the Lottery")."""
+    return evidence.gradient.abs()
+
+
+@GROWTHS.entry("momentum")
+def momentum(evidence: Evidence) -> Tensor:
+    """Where it has been falling: |m|, for Adam |m| / (√v + ε) (Dettmers & Zettlemoyer 2019, "Sparse Networks from
+    Scratch")."""
+    return evidence.moving.abs()
+
+
+# --- how many: time t in [0, 1] → the share of the first exchanged fraction ---------------------------------------------
+
+Decay = Callable[[float], float]
+DECAYS: Table[Decay] = Table("decay")
+
+
+@DECAYS.entry("constant")
+def constant(t: float) -> float:
+    """As many to the end: f(t) = 1 (Mocanu et al. 2018)."""
+    return 1.0
+
+
+@DECAYS.entry("linear")
+def linear(t: float) -> float:
+    """f(t) = 1 − t (Dettmers & Zettlemoyer 2019)."""
+    return 1 - t
+
+
+@DECAYS.entry("cosine")
+def cosine(t: float) -> float:
+    """f(t) = (1 + cos πt) / 2 (Dettmers & Zettlemoyer 2019; Evci et al. 2020).
+
+    >>> cosine(0.0), round(cosine(0.5), 9), cosine(1.0)
+    (1.0, 0.5, 0.0)
+    """
+    return (1 + math.cos(math.pi * t)) / 2
+
+
+# --- where: (evidence, how many the layer lost) → the layer's share of all that grow, up to a common factor ---------------
+
+Redistribution = Callable[[Evidence, int], float]
+REDISTRIBUTIONS: Table[Redistribution] = Table("redistribution")
+
+
+@REDISTRIBUTIONS.entry("none")
+def none(evidence: Evidence, lost: int) -> float:
+    """Each layer as many as it lost: densities of layers stay (Mocanu et al. 2018; Evci et al. 2020)."""
+    return float(lost)
+
+
+@REDISTRIBUTIONS.entry("momentum")
+def momentum_share(evidence: Evidence, lost: int) -> float:
+    """By the mean momentum of the weights that a layer has: Σ|m| over kept / their number (Dettmers & Zettlemoyer 2019)."""
+    return _mean(evidence.moving, evidence.held)
+
+
+@REDISTRIBUTIONS.entry("gradient")
+def gradient_share(evidence: Evidence, lost: int) -> float:
+    """By the mean gradient of the weights that a layer has: as "momentum", without memory."""
+    return _mean(evidence.gradient, evidence.held)
+
+
+def _mean(values: Tensor, held: Tensor) -> float:
+    chosen = values[held]
+    return float(chosen.abs().double().mean()) if chosen.numel() else 0.0
+
+
+# --- the combinations ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """One way of regrowth: at each exchange ⌊`fraction` · decay(t) · n + ½⌋ of a layer's n weights are dropped and as many
+    grow, all layers together; t runs from 0 to 1 over the share `until` of the steps. A layer keeps one weight at least."""
+
+    drop: str = "magnitude"
+    grow: str = "gradient"
+    decay: str = "cosine"
+    redistribute: str = "none"
+    fraction: float = 0.3
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        # What is unknown or out of range raises here, before anything is touched.
+        CRITERIA[self.drop]
+        GROWTHS[self.grow]
+        DECAYS[self.decay]
+        REDISTRIBUTIONS[self.redistribute]
+        for name in ("fraction", "until"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+                raise InputError(f"regrow: {name} must be in (0, 1], not {value!r}")
+            object.__setattr__(self, name, float(value))
+
+    @property
+    def needs_momentum(self) -> bool:
+        return "momentum" in (self.grow, self.redistribute)
+
+    def due(self, t: float) -> bool:
+        """Whether weights are still exchanged when the share t of the steps is done."""
+        return t < self.until
+
+    def part(self, t: float) -> float:
+        """The fraction of each layer's weights that is exchanged then: fraction · decay(t / until)."""
+        return self.fraction * DECAYS[self.decay](min(t / self.until, 1.0))
+
+    def __str__(self) -> str:
+        named = next((name for name, known in REGROWTHS.items() if known == self), None)
+        return named or f"drop {self.drop}, grow {self.grow}"
+
+
+REGROWTHS: Table[Regrowth] = Table("regrowth")
+REGROWTHS.entry("set")(Regrowth(grow="random", decay="constant"))
+REGROWTHS.entry("rigl")(Regrowth(grow="gradient", until=0.75))
+REGROWTHS.entry("sparse-momentum")(Regrowth(grow="momentum", redistribute="momentum", fraction=0.5))
+
+
+def regrowth(asked: str | Regrowth | None) -> Regrowth | None:
+    """What the `regrow` of a user means. Raises `InputError` for what it cannot."""
+    if asked is None or isinstance(asked, Regrowth):
+        return asked
+    if not isinstance(asked, str):
+        raise InputError(f"regrow must be one of {', '.join(REGROWTHS)}, or a Regrowth, not {asked!r}")
+    return REGROWTHS[asked]
+
+
+# --- one exchange -------------------------------------------------------------------------------------------------------
+
+
+def exchange(way: Regrowth, pattern: Pattern, layers: Mapping[str, Evidence], t: float) -> dict[str, Tensor]:
+    """New masks: in all layers together exactly as many units stay as before.
+
+    What was just dropped may grow back, and then has lost nothing. Raises `UnsupportedError` where layers should compete
+    and the pattern fixes the density inside small groups."""
+    stay, lost = {}, {}
+    for name, layer in layers.items():
+        stay[name], lost[name] = _survivors(way, pattern, layer, t)
+        if stay[name].shape[0] > 1 and way.redistribute != "none":
+            raise UnsupportedError(
+                f"{name}: this pattern fixes the density inside each group of {stay[name].shape[1]}, so layers cannot"
+                " compete for the weights that grow; use a regrowth with redistribute='none', such as 'rigl'"
+            )
+    share = REDISTRIBUTIONS[way.redistribute]
+    shares = {name: share(layer, lost[name]) for name, layer in layers.items()}
+    room = {name: int((~units).count_nonzero()) for name, units in stay.items()}
+    gained = apportion(shares, room, sum(lost.values()))
+    return {name: _grown(way, pattern, layer, stay[name], gained[name]) for name, layer in layers.items()}
+
+
+def _survivors(way: Regrowth, pattern: Pattern, layer: Evidence, t: float) -> tuple[Tensor, int]:
+    """Which units (groups, units) are not dropped, and how many are."""
+    kept = pattern.alive(layer.held)
+    groups, each = len(kept), int(kept.count_nonzero()) // len(kept)
+    scores = CRITERIA[way.drop](layer.weight, Stats(layer.name, layer.seed))
+    units = pattern.score(_ranked(scores)).masked_fill_(~kept, -math.inf)
+    dropped = min(count(way.part(t), each), max(each - 1, 0))
+    return top(units, each - dropped), dropped * groups
+
+
+def _grown(way: Regrowth, pattern: Pattern, layer: Evidence, stay: Tensor, gained: int) -> Tensor:
+    """The mask with `gained` units more than `stay`, the same number in each group."""
+    scores = pattern.score(_ranked(GROWTHS[way.grow](layer))).masked_fill_(stay, -math.inf)
+    return pattern.expand(stay | top(scores, gained // len(stay)), layer.weight.shape)
+
+
+def _ranked(scores: Tensor) -> Tensor:
+    # Half precision has too small a range for sums over the members of a unit. A copy: what comes may be the gradient.
+    return scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True)
+
+
+def apportion(shares: Mapping[str, float], room: Mapping[str, int], total: int) -> dict[str, int]:
+    """`total` whole units divided in proportion to shares, to none more than its room; what does not fit goes to the others
+    in the same proportion. Rounded by largest remainders, the earlier of equals first (Hamilton's method).
+
+    >>> apportion({"a": 3.0, "b": 1.0, "c": 0.0}, {"a": 4, "b": 9, "c": 9}, 8)
+    {'a': 4, 'b': 4, 'c': 0}
+    """
+    given: dict[str, int] = {}
+    while open_ := [name for name in shares if name not in given]:
+        left = total - sum(given.values())
+        claims = {name: shares[name] for name in open_}
+        if not any(claims.values()):
+            claims = {name: float(room[name]) for name in open_}
+        whole = sum(claims.values()) or 1.0
+        quotas = {name: left * claim / whole for name, claim in claims.items()}
+        full = {name: room[name] for name in open_ if quotas[name] >= room[name]}
+        if not full:
+            return {**given, **_rounded(quotas, left)}
+        given |= full
+    return given
+
+
+def _rounded(quotas: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers next to the quotas with exactly this sum."""
+    floors = {name: math.floor(quota) for name, quota in quotas.items()}
+    first = sorted(quotas, key=lambda name: floors[name] - quotas[name])[: total - sum(floors.values())]
+    return {name: floor + (name in first) for name, floor in floors.items()}
