@@ -95,7 +95,8 @@ def _by_rank(layers: Factorings, amount: Amount) -> tuple[dict[str, Choice], dic
 
 
 def _ranks(factoring: Factoring, rank: Rank) -> Ranks:
-    """One whole number means the same for all ranks, or as much of it as each can have."""
+    """One whole number means the same for all ranks, or as much of it as each can have; above all of them it is refused
+    for this layer alone, since it may be right for others."""
     path, limits = factoring.layer.path, factoring.limits
     shape = tuple(factoring.layer.module.weight.shape)
     if isinstance(rank, str):
@@ -110,9 +111,8 @@ def _ranks(factoring: Factoring, rank: Rank) -> Ranks:
             raise InputError(f"{path}: ranks {ranks} are above {limits}, the largest of {factoring.method} for {shape}")
         return ranks
     if int(rank) > max(limits):
-        raise InputError(
-            f"{path}: rank {rank} is above {max(limits)}, the largest of {factoring.method} for {shape};"
-            " exclude the layer, or give ranks by layer: {glob: rank}"
+        raise UnsupportedError(
+            f"stays dense: rank {rank} is above {max(limits)}, the largest of {factoring.method} for {shape}"
         )
     return tuple(min(int(rank), limit) for limit in limits)
 

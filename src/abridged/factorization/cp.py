@@ -11,7 +11,8 @@ from torch import Tensor
 from abridged.errors import UnsupportedError
 from abridged.factorization.decomposition import AXES, METHODS, Decomposition, Kernels, Ranks, Shape, leading
 
-SWEEPS, SETTLED = 200, 1e-6  # of ALS: at most, and the relative gain per sweep below which it has settled
+SWEEPS, SETTLED = 100, 1e-4  # of ALS: at most, and the relative gain per sweep below which it has settled
+EXACT = 1e-12  # the share of ‖W‖² below which an error is none
 RESTARTS = 3
 RIDGE = 1e-10  # of the mean diagonal: keeps the normal equations solvable when two components become parallel
 
@@ -51,6 +52,8 @@ def als(tensor: Tensor, rank: int) -> list[Tensor]:
     """Factors (n, R), one per axis, of the best of several starts; exact at the rank that always suffices."""
     if rank * max(tensor.shape) >= tensor.numel():
         return _exact(tensor, rank)
+    if not tensor.any():
+        return [tensor.new_zeros(n, rank) for n in tensor.shape]
     runs = [_sweeps(tensor, _start(tensor, rank, seed)) for seed in range(RESTARTS)]
     return min(runs, key=lambda run: run[1])[0]
 
@@ -96,7 +99,7 @@ def _sweeps(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], float]
             factors[axis] = _best(tensor, factors, axis)
         _balance(factors)
         error = float((tensor - from_factors(factors)).square().sum())
-        if before - error <= SETTLED * max(error, torch.finfo(tensor.dtype).eps * total):
+        if before - error <= SETTLED * error or error <= EXACT * total:
             break
         before = error
     return factors, error

@@ -28,7 +28,7 @@ def evbmf(matrix: Tensor) -> int:
     alpha = min(matrix.shape) / max(matrix.shape)
     tau = TAU * math.sqrt(alpha)
     threshold = (1 + tau) * (1 + alpha / tau)  # of x
-    return int((energies / _noise(energies, alpha, threshold) > threshold).sum())
+    return int((energies > threshold * _noise(energies, alpha, threshold)).sum())
 
 
 def _noise(energies: Tensor, alpha: float, threshold: float) -> float:
@@ -37,8 +37,7 @@ def _noise(energies: Tensor, alpha: float, threshold: float) -> float:
     most = min(math.ceil(count / (1 + alpha)) - 1, count - 1)
     low = max(float(energies[most] / threshold), float(energies[most:].mean()))
     high = float(energies.sum()) / count
-    low = max(low if low > 0 else high * 1e-12, torch.finfo(energies.dtype).tiny)
-    if high <= low:
+    if high <= low or low == 0:  # without noise: what is not zero stays
         return low
     for _ in range(ROUNDS):
         grid = torch.logspace(math.log10(low), math.log10(high), POINTS, dtype=energies.dtype)

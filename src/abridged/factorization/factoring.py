@@ -28,6 +28,10 @@ class Factoring:
     gram: Tensor | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return self.parts[0].names
+
+    @property
     def limits(self) -> Ranks:
         return self.parts[0].limits
 
@@ -85,7 +89,7 @@ class Factoring:
         return tuple(torch.stack(group) for group in zip(*(part.kernels(ranks) for part in self.parts), strict=True))
 
     def module(self, kernels: Kernels) -> nn.Sequential:
-        return KINDS[type(self.layer.module).__name__].build(self.layer.module, self.parts[0].names, kernels)
+        return KINDS[type(self.layer.module).__name__].build(self.layer.module, self.names, kernels)
 
     def achieved(self, kernels: Kernels) -> float:
         """The relative squared error of finished kernels: of the outputs where the inputs are known, else of the weight."""

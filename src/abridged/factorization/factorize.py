@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from abridged.data.data import forward
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import InputError, UnsupportedError, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
+from abridged.factorization.chain import KINDS
 from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters
 from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
 from abridged.factorization.layers import Layer, find, put, some, watch
 from abridged.factorization.methods import METHODS
-from abridged.factorization.report import Line, Report
+from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock
 from abridged.graph.capture import capture
 from abridged.graph.cost import cost as theory_of
@@ -88,14 +89,19 @@ def factorize(
     left = left | unfit | kept
     if not chosen:
         raise InputError(f"nothing was factorized: {_why(left)}")
-    lines = []
-    for choice in chosen.values():
+    lines, structure = [], {}
+    for path, choice in chosen.items():
         kernels = choice.factoring.kernels(choice.ranks)
         lines.append(_line(choice, choice.factoring.achieved(kernels)))
+        structure[path] = {
+            name: list(kernel.shape) for name, kernel in zip(choice.factoring.names, kernels, strict=True)
+        }
         thin = put(thin, choice.factoring.layer.paths, choice.factoring.module(kernels))
     _check_runs(thin, example, list(chosen))
     sizes = dense_parameters(model), dense_parameters(thin)
-    _REPORTS[thin] = Report(f"{', '.join(methods)}, {amount.text}", tuple(lines), left, sizes, _lost_zeros(chosen))
+    _REPORTS[thin] = Report(
+        f"{', '.join(methods)}, {amount.text}", tuple(lines), left, sizes, structure, _lost_zeros(chosen)
+    )
     return thin
 
 
@@ -104,6 +110,23 @@ def report(model: nn.Module) -> Report:
     if model not in _REPORTS:
         raise InputError("this is no model that factorize returned (a copy of one has no report)")
     return _REPORTS[model]
+
+
+def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
+    """A new model of the form that a report's `structure` tells, for weights that were saved: its own factors are zero.
+
+    Raises `InputError` where the model has no such layer."""
+    thin = copy.deepcopy(model)
+    layers = {layer.path: layer for layer in find(thin, ("*",), ())[0]}
+    for path, kernels in structure.items():
+        if path not in layers:
+            raise InputError(f"the model has no layer {path} that can be factorized{nearest(path, layers)}")
+        layer = layers[path]
+        kind = KINDS[type(layer.module).__name__]
+        thin = put(
+            thin, layer.paths, kind.build(layer.module, list(kernels), tuple(map(torch.zeros, kernels.values())))
+        )
+    return thin
 
 
 def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
@@ -188,6 +211,8 @@ def _why(left: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for path, reason in left.items():
         reasons.setdefault(reason, []).append(path or "the model")
+    if len(reasons) > 1:  # what the user left out is no news
+        reasons.pop("left by include and exclude", None)
     lines = [
         f"{some(paths)} {'' if reason.startswith(('is', 'has', 'stays', 'left', 'shares')) else '- '}{reason}"
         for reason, paths in reasons.items()

@@ -115,7 +115,7 @@ def matches(paths: Sequence[str], globs: Sequence[str]) -> bool:
 def check_globs(model: nn.Module, globs: Sequence[str]) -> None:
     """Raises `InputError` for a glob that fits no module and no weight."""
     known = list(dict.fromkeys(above for name, _ in model.named_parameters() for above in _above(name)))
-    for glob in globs:
+    for glob in globs if known else ():
         if not any(fnmatchcase(path, glob) for path in known):
             close = get_close_matches(glob, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {some(known)}"
@@ -155,6 +155,8 @@ def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
 
 def _unfit(module: nn.Module, owners: dict[int, set[nn.Module]]) -> str:
     """Why a layer cannot be replaced by factors, or ''."""
+    if "weight" not in module._parameters:
+        return "computes its weight (a parametrization)"
     name = type(module).__name__
     if name not in KINDS or type(module).__module__ != getattr(nn, name).__module__:
         known = next((kind for kind in KINDS if isinstance(module, getattr(nn, kind))), "")
@@ -163,8 +165,6 @@ def _unfit(module: nn.Module, owners: dict[int, set[nn.Module]]) -> str:
             if known
             else f"is a {name}, which no method takes apart"
         )
-    if "weight" not in module._parameters:
-        return "computes its weight (a parametrization)"
     if len(owners[id(module._parameters["weight"])]) > 1:
         return "shares its weight with another layer"
     if module._forward_hooks or module._forward_pre_hooks:

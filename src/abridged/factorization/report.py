@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from abridged.factorization.choose import named
 from abridged.factorization.decomposition import Ranks
 from abridged.factorization.layers import some
+
+Structure = Mapping[str, Mapping[str, Sequence[int]]]  # path → name of each kernel → its shape (groups, O, I, *k)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Report:
     lines: tuple[Line, ...]
     left: Mapping[str, str]  # path → reason
     parameters: tuple[int, int]  # of the whole model, before and after
+    structure: Structure  # from which `rebuild` makes the same modules
     notes: tuple[str, ...] = field(default=())
 
     @property
