@@ -139,6 +139,10 @@ def _reasons(flow: Flow, parts: Units) -> dict[int, str]:
         kinds = parts[axis.labels]
         if (kinds == kinds[0]).all():
             reasons.setdefault(int(kinds[0]), "its channels can only go all together")
+    ends = np.unique(np.concatenate([parts[use.labels] for use in flow.uses] or [parts[:0]]))
+    placed = np.unique(np.concatenate([parts[axis.labels] for axis in flow.axes] or [parts[:0]]))
+    for part in np.setdiff1d(placed, ends).tolist():
+        reasons.setdefault(part, "nothing sums over it")
     return reasons
 
 
