@@ -27,7 +27,7 @@ def _contrasted(s: Tensor, t: Tensor, labels: Tensor | None, tau: float) -> Tens
     negatives = ~torch.eye(count, dtype=torch.bool, device=s.device)
     if isinstance(labels, Tensor) and labels.shape == (count,):
         negatives = labels[:, None] != labels[None, :]
-    k = negatives.sum(1, keepdim=True).clamp_min(1)  # (N, 1)
+    k = negatives.sum(1, keepdim=True).clamp_min(1).to(s.dtype)  # (N, 1)
     odds = s @ t.T / tau - (k / count).log()  # log of e^x / (k/N): h = sigmoid
     positive = F.logsigmoid(odds.diagonal())
     negative = (F.logsigmoid(-odds) * negatives).sum(1)

@@ -25,7 +25,7 @@ from abridged.pruning.schedules import SCHEDULES
 class Plan:
     """How much goes, by which rules, until when. One of `density` (of the end), `threshold` and `layers` is set.
 
-    Raises `InputError` for an unknown name and `UnsupportedError` for rules that do not go together."""
+    Raises `InputError` for an unknown name."""
 
     density: float | None = None
     threshold: float | None = None
@@ -44,6 +44,9 @@ class Plan:
         CRITERIA[self.criterion], PATTERNS[self.pattern], SCHEDULES[self.schedule]  # an unknown name raises here
         if self.layers is None:
             ALLOCATIONS[self.allocation]
+
+    def check(self) -> None:
+        """Raises `UnsupportedError` where criterion, pattern, allocation, schedule and regrowth do not go together."""
         if reason := self.refusal:
             raise UnsupportedError(reason)
 

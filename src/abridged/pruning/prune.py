@@ -126,6 +126,7 @@ def prune(
     bound = None if threshold is None else float(threshold)
     plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way, of)
     collector = Collector(data, example, _whole("samples", samples, 1))
+    plan.check()
     collector.check(criterion, plan.needs)
     repaired = solver != "none" or reestimate
     if repaired and (plan.gradual or way):
