@@ -91,7 +91,7 @@ def test_one_weight_is_the_closed_form_of_hassibi_and_stork(seed, features):
     gram = gram + 0.1 * torch.eye(features, dtype=T)
     every, inverse = torch.ones_like(w, dtype=torch.bool), torch.linalg.inv(gram[0])
     expected = w[0, 0].square() / inverse.diagonal()
-    assert torch.allclose(solve.saliency(w, every, gram, 0.0)[0, 0], expected, rtol=1e-6)
+    assert torch.allclose(solve.saliency(w, every, gram, damping=0.0)[0, 0], expected, rtol=1e-6)
     new, mask = solve.surgeon(w, every, gram, features - 1, rounds=1, damping=0.0)
     q = int(expected.argmin())
     assert not mask[0, 0, q]
@@ -104,7 +104,7 @@ def test_one_weight_is_the_closed_form_of_hassibi_and_stork(seed, features):
 def test_saliency_off_the_full_support_is_the_growth_of_the_error():
     _, w, mask, gram = problem(3, outputs=2, features=6, density=0.7)
     new = solve.least_squares(w, mask, gram, damping=0.0)
-    scores, start = solve.saliency(new, mask, gram, 0.0), solve.error(new, w, gram)
+    scores, start = solve.saliency(new, mask, gram, damping=0.0), solve.error(new, w, gram)
     assert torch.equal(scores == -math.inf, ~mask)
     for g, o, j in mask.nonzero().tolist():
         fewer = mask.clone()
@@ -399,3 +399,29 @@ def test_an_error_in_the_middle_of_the_walk_restores_the_model():
 def test_reestimate_refuses_what_has_no_batch_norm(model):
     with pytest.raises(InputError):
         reestimate(model, torch.ones(3, 2))
+
+
+# --- recipes, and trained weights -----------------------------------------------------------------------------------
+
+
+def test_a_recipe_repairs_at_once():
+    from abridged import recipe
+
+    text = "steps:\n  - prune: {sparsity: 0.8, schedule: one-shot, epochs: 0, solver: obs, reestimate: true}\n"
+    step = recipe.from_yaml(text, "test").steps[0]
+    assert (step.solver, step.reestimate) == ("obs", True)
+    with pytest.raises(InputError, match=r"line 2: .*did you mean 'obs'"):
+        recipe.from_yaml(text.replace("obs", "obss"), "test")
+    with pytest.raises(InputError, match="add schedule: one-shot"):
+        recipe.from_yaml(text.replace("one-shot", "cubic").replace("epochs: 0", "epochs: 1"), "test")
+
+
+def test_the_step_of_a_recipe_repairs_on_its_own_data(tmp_path):
+    from abridged.recipe import Prune
+    from abridged.steps import Work, remove
+
+    model, x = made("2d")
+    data = ab.Data((x, torch.zeros(64)), (x, torch.zeros(64)))
+    options = Prune(sparsity=0.5, schedule="one-shot", epochs=0, solver="least-squares", reestimate=True)
+    outcome = remove(Work(model, copy.deepcopy(model), data, seed=0), options, tmp_path / "checkpoint")
+    assert "repaired by least-squares: 3 of 3 weights" in outcome.notes

@@ -14,7 +14,7 @@ from torch import Tensor
 from abridged.errors import InputError
 
 DAMPING = 1e-3  # of the mean diagonal of H
-ROUNDS = 6
+ROUNDS = 4
 ELEMENTS = 1 << 24  # of the systems that are solved at once: 128 MiB
 
 
@@ -43,41 +43,44 @@ def least_squares(
     the inputs as they are now and C = X̂ᵀX (`cross`; H where it is left out) is with those of the dense network. The
     damping pulls towards the given weights, so that inputs which say nothing change nothing.
     """
+    return _fit(matrix, mask, gram, cross, damping, rank=False)[0]
+
+
+def saliency(
+    matrix: Tensor, mask: Tensor, gram: Tensor, cross: Tensor | None = None, damping: float = DAMPING
+) -> Tensor:
+    """What the error of the `least_squares` solution grows by when one more weight goes, (g, O, K); −∞ off the mask.
+
+    ŵ_j² / [((H + λI)_SS)⁻¹]_jj, since the others of its row make up for it (Hassibi & Stork 1993, "Optimal Brain
+    Surgeon"; row by row as in Frantar & Alistarh 2022, "Optimal Brain Compression").
+    """
+    return _fit(matrix, mask, gram, cross, damping, rank=True)[1]
+
+
+def _fit(
+    matrix: Tensor, mask: Tensor, gram: Tensor, cross: Tensor | None, damping: float, *, rank: bool
+) -> tuple[Tensor, Tensor]:
+    """The least-squares solution and, where `rank` asks for them, its saliencies, from one factorization."""
     whole, strength = damped(gram, damping)
     old = matrix.double()
     wanted = old @ (whole if cross is None else cross.double().mT + strength * _eye(whole))  # (C w)ᵀ, (g, O, K)
-    new = torch.zeros_like(old)
+    new, scores = torch.zeros_like(old), torch.full_like(old, -torch.inf)
     for g, rows, index in _supports(mask):
         if rows is None:  # one support for all rows: one system
             factor = torch.linalg.cholesky(whole[g][index][:, index])
-            new[g][:, index] = torch.cholesky_solve(wanted[g][:, index].mT, factor).mT
+            new[g][:, index] = values = torch.cholesky_solve(wanted[g][:, index].mT, factor).mT
+            if rank:
+                scores[g][:, index] = values.square() / torch.cholesky_inverse(factor).diagonal()
         else:
             real = torch.gather(mask[g, rows], 1, index)
+            factor = _factors(whole[g], index, real)
             target = torch.gather(wanted[g, rows], 1, index) * real
-            values = torch.cholesky_solve(target[..., None], _factors(whole[g], index, real))[..., 0]
-            new[g, rows] = torch.zeros_like(old[g, rows]).scatter(1, index, values * real)
-    return new
-
-
-def saliency(matrix: Tensor, mask: Tensor, gram: Tensor, damping: float = DAMPING) -> Tensor:
-    """What the error grows by when one weight goes and the others of its row on the mask make up for it, (g, O, K).
-
-    ŵ_j² / [((H + λI)_SS)⁻¹]_jj, exact where ŵ is optimal on S, and −∞ off the mask (Hassibi & Stork 1993, "Optimal Brain
-    Surgeon"; row by row as in Frantar & Alistarh 2022, "Optimal Brain Compression").
-    """
-    whole, _ = damped(gram, damping)
-    squares = matrix.double().square()
-    scores = torch.full_like(squares, -torch.inf)
-    for g, rows, index in _supports(mask):
-        if rows is None:
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(whole[g][index][:, index]))
-            scores[g][:, index] = squares[g][:, index] / inverse.diagonal()
-        else:
-            real = torch.gather(mask[g, rows], 1, index)
-            inverse = torch.cholesky_inverse(_factors(whole[g], index, real))
-            values = torch.gather(squares[g, rows], 1, index) / _diagonal(inverse)
-            scores[g, rows] = scores[g, rows].scatter(1, index, values.masked_fill(~real, -torch.inf))
-    return scores
+            values = torch.cholesky_solve(target[..., None], factor)[..., 0] * real
+            new[g, rows] = new[g, rows].scatter(1, index, values)
+            if rank:
+                gains = values.square() / _diagonal(torch.cholesky_inverse(factor))
+                scores[g, rows] = scores[g, rows].scatter(1, index, gains.masked_fill(~real, -torch.inf))
+    return new, scores
 
 
 def surgeon(
@@ -95,12 +98,11 @@ def surgeon(
     it is Optimal Brain Compression (Frantar & Alistarh 2022); with more a bolder, cheaper approximation of it.
     """
     count = int(mask.sum())
-    new = least_squares(matrix, mask, gram, cross, damping)
     for turn in range(1, rounds + 1):
+        _, scores = _fit(matrix, mask, gram, cross, damping, rank=True)
         stay = round(count * (keep / max(count, 1)) ** (turn / rounds)) if turn < rounds else keep
-        mask = _best(saliency(new, mask, gram, damping).flatten(), stay).reshape(mask.shape)
-        new = least_squares(matrix, mask, gram, cross, damping)
-    return new, mask
+        mask = _best(scores.flatten(), stay).reshape(mask.shape)
+    return least_squares(matrix, mask, gram, cross, damping), mask
 
 
 def sparse_gpt(
