@@ -4,6 +4,7 @@
     python benchmarks/speed.py --only resnet50 --threads 1      # or --batch 16, --cpu x86-64-v3
     python benchmarks/speed.py --deepsparse VENV/bin/python     # a Python that has deepsparse 1.8
     python benchmarks/speed.py --layers                         # each layer's share of the machine's peak
+    python benchmarks/speed.py --break-even                     # single layers by their share of zeros
 
 Every ratio is ONNX Runtime's median, on the dense fp32 network, over the other's median, from one interleaved run in one
 process tree; before each turn the threads of the others have fallen asleep. Weights are random: none of the runtimes looks
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,7 +101,9 @@ for line in sys.stdin:
 
 
 class DeepSparse:
-    """An engine in another Python, asked through a pipe; the pipe's own time (some 20 µs) counts as the engine's."""
+    """An engine in another Python, asked through a pipe; the pipe's own time (some 20 µs) counts as the engine's.
+
+    Its threads never sleep, so that the process is stopped while others are timed."""
 
     def __init__(self, python: str, file: Path, x: np.ndarray, threads: int) -> None:
         np.save(file.with_suffix(".npy"), x)
@@ -109,10 +114,14 @@ class DeepSparse:
         while (line := self._read()) != "ready":
             if not line:
                 raise RuntimeError("deepsparse did not start; run it by hand to see why")
+        self.park(True)
 
     def _read(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def park(self, parked: bool) -> None:
+        self.process.send_signal(signal.SIGSTOP if parked else signal.SIGCONT)
 
     def __call__(self) -> None:
         assert self.process.stdin is not None
@@ -123,6 +132,16 @@ class DeepSparse:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def _while_parked(rival: DeepSparse, call: Callable[[], object]) -> None:
+    rival.park(True)
+    call()
+
+
+def _awake(rival: DeepSparse) -> None:
+    rival.park(False)
+    rival()
 
 
 def artifact(model: nn.Module, x: torch.Tensor, out: Path, target: str, options: argparse.Namespace) -> Any:
@@ -146,16 +165,16 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     if find_spec("openvino") and not case.zeros:
         engines["OpenVINO"] = artifact(dense, x, folder / "openvino", "openvino", options)
     given = x.numpy()
-    calls: dict[str, Callable[[], object]] = {
-        name: (lambda engine=engine: engine(given)) for name, engine in engines.items()
-    }
+    calls: dict[str, Callable[[], object]] = {name: partial(engine, given) for name, engine in engines.items()}
     closing = list(engines.values())
     if options.deepsparse:
         # The sparse network as a plain ONNX file: DeepSparse finds the zeros itself.
         file = folder / "model.onnx"
         torch.onnx.export(model, (x,), str(file), dynamo=False, input_names=["x"], opset_version=13)
         rival = DeepSparse(options.deepsparse, file, given, options.threads)
-        calls["DeepSparse"] = rival
+        calls = {name: partial(_while_parked, rival, call) for name, call in calls.items()} | {
+            "DeepSparse": partial(_awake, rival)
+        }
         closing.append(rival)
     times = time_interleaved(calls, seconds=options.seconds, min_runs=30, repeat=5, pause=0.1)
     layers = engines["native"].layer_times((given,), runs=20) if options.layers else None
@@ -193,6 +212,40 @@ def layer_table(result: dict[str, Any], peak: float) -> str:
     return "\n".join(lines)
 
 
+LAYERS = (
+    (64, 64, 56, 3),
+    (256, 64, 56, 1),
+    (128, 128, 28, 3),
+    (1024, 256, 14, 1),
+    (512, 512, 7, 3),
+)  # I, O, size, kernel
+
+
+def break_even(options: argparse.Namespace) -> None:
+    """Single layers of ResNet-50 by their share of zeros: how many times faster than the same layer dense."""
+    shares = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    print(
+        "| layer | " + " | ".join(f"{share:.0%} zeros" for share in shares) + " |\n" + "|---" * (len(shares) + 1) + "|"
+    )
+    for channels, outputs, size, kernel in LAYERS:
+        x = torch.randn(1, channels, size, size)
+        folder = options.out / f"layer-{channels}-{outputs}-{size}-{kernel}-threads-{options.threads}"
+        engines = {}
+        for share in (0.0, *shares):
+            torch.manual_seed(0)
+            layer = nn.Sequential(nn.Conv2d(channels, outputs, kernel, padding=kernel // 2), nn.ReLU()).eval()
+            if share:
+                ab.prune(layer, share)
+            engines[share] = artifact(layer, x, folder / f"{share:.0%}", "native", options)
+        given = x.numpy()
+        calls = {str(share): partial(engine, given) for share, engine in engines.items()}
+        times = time_interleaved(calls, seconds=options.seconds, min_runs=50, repeat=10, pause=0.01)
+        for engine in engines.values():
+            engine.close()
+        cells = [f"{times['0.0'].median / times[str(share)].median:.2f} ×" for share in shares]
+        print(f"| {channels} → {outputs}, {kernel}×{kernel}, {size}² | " + " | ".join(cells) + " |", flush=True)
+
+
 PEAK = """
 #include <stdio.h>
 #include <time.h>
@@ -219,9 +272,9 @@ def peak_of_one_core(cpu: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "peak.c"
         source.write_text(kernels.preamble() + PEAK)
-        build.run(
-            [*build.find_compiler(), "-O3", *build.machine_flags(cpu), str(source), "-o", f"{folder}/peak", "-lm"]
-        )
+        compiler = build.find_compiler()
+        flags = ("-O3", *build.machine_flags(compiler, cpu))
+        build.run([*compiler, *flags, str(source), "-o", f"{folder}/peak", "-lm"])
         return float(build.run([f"{folder}/peak"]))
 
 
@@ -234,9 +287,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--deepsparse", metavar="PYTHON")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--break-even", action="store_true", help="single layers by their share of zeros, instead")
     parser.add_argument("--out", type=Path, default=Path("run/speed"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.break_even:
+        break_even(options)
+        return
     print("| network | native ms | ONNX Runtime ms | ratio | must | aim | | rivals | spread |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     results = []

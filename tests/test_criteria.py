@@ -249,6 +249,74 @@ def test_data_without_labels_and_broken_losses_are_named():
         prune(model, 0.5, criterion="taylor", data=(x, x))
 
 
+# --- of inputs and outputs ------------------------------------------------------------------------------------------
+
+
+def test_wanda_ranks_within_each_output():
+    weight = torch.tensor([[1.0, -3.0, 2.0, 2.0], [100.0, 300.0, 1.0, 200.0]])[None, :, :, None]
+    stats = Stats("w", input_norm=torch.tensor([1.0, 1.0, 1.0, 0.1])[None, None, :, None])
+    assert CRITERIA["wanda"](weight, stats)[0, :, :, 0].tolist() == [[0.5, 1, 0.75, 0.25], [0.75, 1, 0.25, 0.5]]
+    equal = torch.ones(1, 1, 4, 1)
+    assert CRITERIA["wanda"](equal, Stats("w", input_norm=equal))[0, 0, :, 0].tolist() == [1, 0.75, 0.5, 0.25]
+    assert CRITERIA["wanda-layer"](weight, stats)[0, 0, 3, 0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
+def test_wanda_keeps_the_same_share_of_every_output(sparsity):
+    model, x = nn.Linear(16, 6), torch.randn(40, 16)
+    masks = prune(model, sparsity, criterion="wanda", allocation="uniform", example=x)
+    assert (masks["weight"].sum(1) == 16 * (1 - sparsity)).all()
+
+
+def test_obs_is_the_error_after_the_best_repair():
+    rows, weight = torch.randn(200, 5, dtype=torch.float64), torch.randn(1, 2, 5, 1, dtype=torch.float64)
+    gram = rows.T @ rows
+    score = CRITERIA["obs"](weight, Stats("w", input_gram=gram[None]))
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(5, dtype=torch.float64)
+    for output in range(2):
+        w = weight[0, output, :, 0]
+        for j in range(5):
+            rest = [k for k in range(5) if k != j]  # min over d with d_j = −w_j of dᵀ H d
+            d = -torch.linalg.solve(damped[rest][:, rest], damped[rest, j]) * -w[j]
+            whole = torch.zeros(5, dtype=torch.float64)
+            whole[rest], whole[j] = d, -w[j]
+            assert score[0, output, j, 0] == pytest.approx(float(whole @ damped @ whole))
+
+
+def test_inputs_and_outputs_by_their_definition():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.uniform_(-1, 1)
+        model[1].bias.uniform_(-1, 1)
+    x = torch.randn(9, 4, 5, 5)
+    weights = weights_of(model, ["0.weight", "3.weight"])
+    needs = frozenset({"input_norm", "input_gram", "active", "activation", "scale"})
+    found = Collector(example=x)(model, weights, {}, needs)
+    columns = nn.functional.unfold(x, 3).reshape(9, 2, 18, 9)
+    gram = torch.einsum("ngap,ngbp->gab", columns, columns)
+    assert torch.allclose(found["0.weight"].input_gram, gram, atol=1e-3)
+    norms = gram.diagonal(dim1=1, dim2=2).sqrt().reshape(2, 1, 2, 9)
+    assert torch.allclose(found["0.weight"].input_norm, norms, atol=1e-3)
+    normed = model[1](model[0](x)).detach()
+    assert torch.allclose(found["0.weight"].active.flatten(), (normed > 0).double().mean((0, 2, 3)))
+    assert torch.allclose(found["0.weight"].activation.flatten(), normed.double().abs().mean((0, 2, 3)))
+    assert torch.equal(found["0.weight"].scale, model[1].weight.detach().abs().reshape(2, 3))
+    assert found["3.weight"].scale is None
+    assert torch.allclose(found["3.weight"].activation.flatten(), model(x).detach().double().abs().mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["bn-scale", "apoz", "activation"])
+def test_criteria_of_channels(name):
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3)).eval()
+    with torch.no_grad():
+        model[1].weight[2] = 1e-3  # the channel that every one of them finds idle
+        model[1].bias[2] = -1e-2
+    masks = prune(model, 1 / 6, criterion=name, pattern="channel", example=torch.randn(8, 2, 7, 7))
+    assert not masks["0.weight"][2].any()
+    assert masks["0.weight"].sum() == 5 * 18
+
+
 # --- synaptic flow --------------------------------------------------------------------------------------------------
 
 

@@ -209,7 +209,9 @@ def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
 
 
-@pytest.mark.parametrize("without", ["fold_constants", "fold_batch_norms", "drop_dead", "fuse", "reuse"])
+@pytest.mark.parametrize(
+    "without", ["fold_constants", "fold_batch_norms", "drop_channels", "drop_dead", "fuse", "reuse"]
+)
 def test_every_pass_is_optional(without: str, tmp_path: Path) -> None:
     module, x = Block(5, 3, nn.SiLU()).eval(), torch.randn(2, 5, 7, 9)
     graph = capture(module, x)

@@ -65,7 +65,9 @@ def test_every_combination_is_right_or_refused_with_a_reason(criterion, pattern,
     x, y = torch.randn(4, 4, 6, 6), torch.randint(0, 4, (4,))
     data = Data((x, y), (x, y))
     exclude, reasons = ["5"] if pattern == "kernel" else [], []
-    for allocation, schedule, of in itertools.product(ALLOCATIONS, SCHEDULES, ("weights", "macs")):
+    for allocation, schedule, of in itertools.product(sorted({*ALLOCATIONS} - {"er"}), SCHEDULES, ("weights", "macs")):
+        if of == "macs" and schedule not in ("one-shot", "cubic"):
+            continue  # a budget of MACs does not know of schedules: two of them are enough
         gradual = SCHEDULES[schedule](0.0) == 0
         model = fitting()
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -84,7 +86,7 @@ def test_every_combination_is_right_or_refused_with_a_reason(criterion, pattern,
         unit = max(math.prod(layout.split[a] for a in layout.members) for layout in layouts.values())
         total = sum(mask.numel() for mask in masks.values())
         if of == "weights":
-            slack = unit if allocation == "global" else unit * len(masks) / 2
+            slack = unit if allocation in ("global", "lamp") else unit * len(masks) / 2
             wanted = total * (1 - (PATTERNS[pattern].density or 0.5))
             assert abs(masks.sparsity * total - wanted) <= slack + 1e-6, options
         assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())

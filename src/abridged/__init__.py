@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from abridged.pruning.regrow import Regrowth as Regrowth
     from abridged.pruning.rewind import Ticket as Ticket
     from abridged.pruning.rewind import find_ticket as find_ticket
+    from abridged.pruning.sensitivity import Sensitivity as Sensitivity
+    from abridged.pruning.sensitivity import sensitivity as sensitivity
     from abridged.pruning.shrink import shrink as shrink
+    from abridged.pruning.solvers import reestimate as reestimate
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -50,6 +53,7 @@ _HOME = {
     "Recipe": "recipe",
     "Regrowth": "pruning.regrow",
     "Ticket": "pruning.rewind",
+    "Sensitivity": "pruning.sensitivity",
     "UnsupportedError": "errors",
     "capture": "graph.capture",
     "compress": "run",
@@ -62,7 +66,9 @@ _HOME = {
     "load_into": "weights",
     "measure": "measurement.measure",
     "prune": "pruning.prune",
+    "reestimate": "pruning.solvers",
     "save": "weights",
+    "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.shrink",
 }
 

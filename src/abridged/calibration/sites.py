@@ -19,6 +19,7 @@ from abridged.errors import InputError, UnsupportedError
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+EVERY = slice(None)
 CHUNK = 1 << 23  # elements of the unfolded input that exist at once: 32 MiB in float32
 
 
@@ -112,15 +113,16 @@ def chosen(model: nn.Module, names: Iterable[str] | None) -> dict[str, Site]:
     return picked
 
 
-def columns(module: nn.Module, x: Tensor, chunk: int = CHUNK) -> Iterator[Tensor]:
+def columns(module: nn.Module, x: Tensor, chunk: int = CHUNK, only: slice = EVERY) -> Iterator[Tensor]:
     """A layer's input as (g, rows, K), in chunks of about `chunk` elements; rows are samples times output positions.
 
+    `only` selects some of them: rows of a linear layer, lines (along the first axis) of a convolution's positions.
     The input may lack the batch axis, as the layer itself allows."""
     if isinstance(module, nn.Linear):
-        rows = x.reshape(1, -1, x.shape[-1])
+        rows = x.reshape(1, -1, x.shape[-1])[:, only]
         yield from torch.split(rows, max(1, chunk // max(1, x.shape[-1])), dim=1)
         return
-    groups, windows = int(module.groups), _windows(module, x)  # type: ignore[arg-type]
+    groups, windows = int(module.groups), _windows(module, x)[:, :, only]  # type: ignore[arg-type]
     spatial = (windows.ndim - 2) // 2
     per_row = math.prod(windows.shape[1:]) // max(1, windows.shape[2])  # elements of one sample's one line of positions
     for lines in torch.split(windows, max(1, chunk // max(1, per_row * windows.shape[2])), dim=0):

@@ -108,7 +108,18 @@ def build_library(
 ) -> None:
     """Compile each source of a directory, in its number of parts, side by side; link them into `out`.
 
-    Raises `CompilerError` with the compiler's first error."""
+    Raises `CompilerError` with the compiler's first error and where the sources are kept."""
+    try:
+        _compile(sources, directory, out, compiler, flags)
+    except CompilerError as error:
+        kept = tempfile.mkdtemp(prefix="abridged-sources-")
+        shutil.copytree(directory, kept, dirs_exist_ok=True)
+        raise CompilerError(f"{error}; the sources are in {kept}".replace(str(directory), kept)) from None
+
+
+def _compile(
+    sources: Mapping[str, int], directory: Path, out: Path, compiler: Sequence[str], flags: Sequence[str]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="abridged-build-") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [(name, part, parts) for name, parts in sources.items() for part in range(parts)]
 
@@ -129,5 +140,5 @@ def run(command: Sequence[str]) -> str:
     if done.returncode:
         lines = done.stderr.splitlines()
         first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise CompilerError(f"the C compiler failed: {first.strip()}  [{' '.join(command)}]")
+        raise CompilerError(f"{command[0]} failed: {first.strip()}")
     return done.stdout

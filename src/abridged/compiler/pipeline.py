@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import abridged.compiler.arithmetic
 import abridged.compiler.columns
 import abridged.compiler.reduce  # noqa: F401  (their entries of LOWER and ANY)
+from abridged.compiler.channels import drop_channels
 from abridged.compiler.emit import Sources, emit
 from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants, lower_batch_norms
 from abridged.compiler.fuse import fuse
@@ -23,6 +24,7 @@ from abridged.graph.verify import verify
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "fold_constants": fold_constants,
     "fold_batch_norms": fold_batch_norms,
+    "drop_channels": drop_channels,
     "drop_dead": drop_dead,
 }
 

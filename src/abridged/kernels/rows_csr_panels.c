@@ -7,9 +7,9 @@ doc: non-zeros alone, K inputs at a time, which are first copied side by side so
 with: rows.h
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
-  - {NV: 8, K: 96, ROWS: 256}
+  - {NV: 8, K: 128, ROWS: 256}
   - {NV: 6, K: 128, ROWS: 64}
-  - {NV: 8, K: 96, ROWS: 64}
+  - {NV: 4, K: 96, ROWS: 256}
   - {NV: 4, K: 192, ROWS: 128}
 --- */
 /* An input is one tap of one channel, number channel x T + tap; they are cut into PANELS of nearly equal size, the first LARGE

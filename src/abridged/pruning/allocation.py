@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from abridged.errors import UnsupportedError
+from abridged.pruning.criteria import left_share
 from abridged.pruning.ranking import count, kth_largest
 from abridged.tables import Table
 
@@ -74,6 +75,58 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
         kept[name] += tied
         spare -= tied
     return {name: kept[name] / part.numel() for name, part in units.items()}
+
+
+@ALLOCATIONS.entry("erdos-renyi", "er")
+def erdos_renyi(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """Thin layers stay denser: d_l = min(1, ε (I + O) / (I · O)), kernels not counted (Mocanu et al. 2018, "SET")."""
+    return _scaled(layers, density, {name: _share(layer.shape[:2]) for name, layer in layers.items()})
+
+
+@ALLOCATIONS.entry("erk")
+def erk(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """The same with the kernel: d_l = min(1, ε (I + O + kh + kw) / (I · O · kh · kw)) (Evci et al. 2020, "RigL").
+
+    ε is such that the whole has its density; I is the number of inputs of one group.
+    """
+    return _scaled(layers, density, {name: _share(layer.shape) for name, layer in layers.items()})
+
+
+@ALLOCATIONS.entry("lamp")
+def lamp(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
+    """One ranking of each unit's share of what is left in its layer: s² / Σ_{s' ≥ s} s'² (Lee et al. 2021, "LAMP").
+
+    The strongest unit of each layer has share 1, so that no layer collapses before the others are empty but for one.
+    """
+    shares = {}
+    for name, layer in layers.items():
+        row = layer.units.reshape(-1)
+        share = left_share(row.clamp_min(0))
+        # Units that are zero or removed go first, here as everywhere.
+        shares[name] = Layer(layer.shape, torch.where(row < 0, row.double(), share)[None], layer.positions)
+    return global_(shares, density)
+
+
+def _share(shape: Sequence[int]) -> float:
+    return sum(shape) / math.prod(shape)
+
+
+def _scaled(layers: Mapping[str, Layer], density: float, shares: Mapping[str, float]) -> dict[str, float]:
+    """min(1, ε · share) of each layer, ε such that density · N weights stay."""
+    if density == 1:
+        return dict.fromkeys(layers, 1.0)
+    densities: dict[str, float] = {}
+    left = density * sum(layer.size for layer in layers.values())
+    # From the largest share down: once one layer is not full, none with a smaller share is.
+    for name in sorted(layers, key=lambda name: -shares[name]):
+        open_ = sum(layers[other].size * shares[other] for other in layers if other not in densities)
+        densities[name] = min(1.0, left / open_ * shares[name])
+        if densities[name] < 1:
+            scale = left / open_
+            densities |= {other: scale * shares[other] for other in layers if other not in densities}
+            break
+        left -= layers[name].size
+    return {name: min(1.0, max(0.0, densities[name])) for name in layers}
 
 
 def _by_weight(layers: Mapping[str, Layer], density: float) -> dict[str, float]:

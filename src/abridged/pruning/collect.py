@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from abridged.calibration.gradients import KINDS, gradients, synaptic_flow
+from abridged.calibration.outputs import outputs
 from abridged.calibration.positions import positions
+from abridged.calibration.samples import Samples
+from abridged.calibration.stats import stream
 from abridged.data import Data
 from abridged.errors import InputError
 from abridged.pruning.criteria import Stats
 from abridged.pruning.layers import Weight
 
 LABELLED = frozenset(KINDS)  # these need data with labels
-SHAPED = frozenset({"flow", "positions"})  # for these an example of the input is enough
+INPUTS = {"input_norm": "input_norm", "input_gram": "gram"}  # our name of it, and its statistic's
+OUTPUTS = frozenset({"scale", "active", "activation"})
+SHAPED = frozenset({"flow", "positions", *INPUTS, *OUTPUTS})  # for these an example of the input is enough
 
 
 class Collector:
@@ -35,7 +40,7 @@ class Collector:
             what = sorted(needs & LABELLED)[0].replace("_", " ")
             raise InputError(f"criterion '{criterion}' needs data (the {what} of the loss): give data=ab.Data(…)")
         if needs & SHAPED and self._data is None and self._example is None:
-            who = f"criterion '{criterion}'" if "flow" in needs else "of='macs'"
+            who = f"criterion '{criterion}'" if needs & {"flow", *INPUTS, *OUTPUTS} else "of='macs'"
             raise InputError(f"{who} needs to know what goes in: give example= (an input) or data=ab.Data(…)")
 
     def __call__(
@@ -52,6 +57,11 @@ class Collector:
             assert self._data is not None
             taken = gradients(model, self._data, kinds, weights, masks=masks, samples=self._samples, seed=seed)
             found |= {kind: _canonical(values, weights) for kind, values in taken.items()}
+        if kinds := needs & set(INPUTS):
+            found |= self._inputs(model, weights, kinds, seed)
+        if kinds := needs & OUTPUTS:
+            known = outputs(model, self._source(seed), weights)
+            found |= {kind: {n: _as_output(known[n].get(kind), w) for n, w in weights.items()} for kind in kinds}
         if "flow" in needs:
             found["flow"] = _canonical(synaptic_flow(model, self._input(), weights, masks), weights)
         if "positions" in needs:
@@ -78,6 +88,24 @@ class Collector:
         """Continue from `state_dict`."""
         self._movement = {name: value.clone() for name, value in state.items()}
 
+    def _source(self, seed: int) -> Samples:
+        source: Any = self._data
+        if source is None:  # a tuple is the model's positional inputs
+            source = (self._example, None) if isinstance(self._example, tuple) else self._example
+        return Samples(source, self._samples, seed=seed)
+
+    def _inputs(
+        self, model: nn.Module, weights: Mapping[str, Weight], kinds: frozenset[str], seed: int
+    ) -> dict[str, dict[str, Tensor]]:
+        known = dict(stream(model, self._source(seed), [INPUTS[kind] for kind in kinds], names=weights))
+        return {
+            kind: {
+                name: _as_input(known[name][INPUTS[kind]], weight) if kind == "input_norm" else known[name]["gram"]
+                for name, weight in weights.items()
+            }
+            for kind in kinds
+        }
+
     def _input(self) -> Any:
         if self._example is not None:
             return self._example
@@ -92,6 +120,17 @@ class Collector:
             else torch.zeros(weight.values.shape, device=weight.values.device)
             for name, weight in weights.items()
         }
+
+
+def _as_input(values: Tensor, weight: Weight) -> Tensor:
+    """(g, I·T) → (g, 1, I, T)."""
+    groups, _, inputs, taps = weight.canonical.shape
+    return values.reshape(groups, 1, inputs, taps)
+
+
+def _as_output(values: Tensor | None, weight: Weight) -> Tensor | None:
+    """(outputs of all groups,) → (g, O)."""
+    return None if values is None else values.reshape(weight.canonical.shape[:2])
 
 
 def _canonical(values: Mapping[str, Tensor], weights: Mapping[str, Weight]) -> dict[str, Tensor]:

@@ -34,9 +34,9 @@ class Stats:
     movement: Tensor | None = None  # (g, O, I, T) Σ over optimizer steps of w · ∂L/∂w
     input_norm: Tensor | None = None  # (g, 1, I, T) root of the sum of squares over samples and positions
     input_gram: Tensor | None = None  # (g, I·T, I·T) Σ x xᵀ over samples and positions
-    scale: Tensor | None = None  # (g, O) of the batch norm that follows
-    active: Tensor | None = None  # (g, O) share of positions at which the output is above zero
-    activation: Tensor | None = None  # (g, O) mean of |output|
+    scale: Tensor | None = None  # (g, O) of the batch norm that follows, if one does
+    active: Tensor | None = None  # (g, O) share of positions at which the output (of a norm that follows) is above zero
+    activation: Tensor | None = None  # (g, O) mean of |output|, of a norm that follows if one does
 
 
 NEEDS = frozenset(Stats.__dataclass_fields__) - {"name", "seed"}
@@ -221,6 +221,48 @@ def movement(weight: Tensor, stats: Stats) -> Tensor:
     return -_known(stats.movement).double()
 
 
+# --- of what comes in -----------------------------------------------------------------------------------------------
+
+
+@CRITERIA.entry("wanda", needs=("input_norm",))
+def wanda(weight: Tensor, stats: Stats) -> Tensor:
+    """Weight times the norm of its input, ranked within each output: |w_ij| · ‖x_j‖₂ (Sun et al. 2024, "Wanda").
+
+    The score is the rank among the weights of the same output, in (0, 1], so every output keeps the same share.
+    """
+    return rank_within_outputs(weight.abs() * _known(stats.input_norm))
+
+
+@CRITERIA.entry("wanda-layer", needs=("input_norm",))
+def wanda_layer(weight: Tensor, stats: Stats) -> Tensor:
+    """Weight times the norm of its input, compared freely: s = |w_ij| · ‖x_j‖₂ (Sun et al. 2024, per layer)."""
+    return weight.abs() * _known(stats.input_norm)
+
+
+@CRITERIA.entry("obs", needs=("input_gram",))
+def obs(weight: Tensor, stats: Stats) -> Tensor:
+    """Output error after the best repair: s = w_j² / [H⁻¹]_jj, H = X Xᵀ + λ I (Hassibi & Stork 1993; Frantar & Alistarh 2023).
+
+    λ is a hundredth of the mean of the diagonal, so that dead inputs do not make H singular.
+    """
+    gram = _known(stats.input_gram).double()  # (g, K, K)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    damping = 0.01 * diagonal.mean(1, keepdim=True) + torch.finfo(torch.float64).tiny
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(damping.expand_as(diagonal)))
+    inverse = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)  # (g, K)
+    return weight.double().square() / inverse.reshape(weight.shape[0], 1, *weight.shape[2:])
+
+
+def rank_within_outputs(scores: Tensor) -> Tensor:
+    """Rank from 1 (the lowest) of each weight among those of its output, as a share of their number, in float64."""
+    groups, outputs = scores.shape[:2]
+    rows = scores.reshape(groups * outputs, -1).flip(1)  # of equal ones the later position has the lower rank
+    order = torch.sort(rows, dim=1, stable=True).indices
+    places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device)
+    ranks = torch.empty_like(rows, dtype=torch.float64).scatter_(1, order, places.expand_as(order)).flip(1)
+    return (ranks / rows.shape[1]).reshape(scores.shape)
+
+
 # --- of output channels ---------------------------------------------------------------------------------------------
 
 
@@ -237,7 +279,11 @@ def fpgm(weight: Tensor, stats: Stats) -> Tensor:
 @CRITERIA.entry("bn-scale", needs=("scale",), per="output")
 def bn_scale(weight: Tensor, stats: Stats) -> Tensor:
     """Scale of the batch norm that follows: s = |γ| (Liu et al. 2017, "Network Slimming")."""
-    return _known(stats.scale).abs().double()
+    if stats.scale is None:
+        raise UnsupportedError(
+            f"{stats.name}: no batch norm follows it, and 'bn-scale' judges by its scale; exclude it"
+        )
+    return stats.scale.abs().double()
 
 
 @CRITERIA.entry("apoz", needs=("active",), per="output")

@@ -25,7 +25,7 @@ from abridged.pruning.schedules import SCHEDULES
 class Plan:
     """How much goes, by which rules, until when. One of `density` (of the end), `threshold` and `layers` is set.
 
-    Raises `InputError` for an unknown name and `UnsupportedError` for rules that do not go together."""
+    Raises `InputError` for an unknown name."""
 
     density: float | None = None
     threshold: float | None = None
@@ -42,8 +42,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         CRITERIA[self.criterion], PATTERNS[self.pattern], SCHEDULES[self.schedule]  # an unknown name raises here
-        if self.layers is None:
+        if self.allocation not in ("per layer", "sensitivity"):  # those two are told by `layers`
             ALLOCATIONS[self.allocation]
+
+    def check(self) -> None:
+        """Raises `UnsupportedError` where criterion, pattern, allocation, schedule and regrowth do not go together."""
         if reason := self.refusal:
             raise UnsupportedError(reason)
 

@@ -33,7 +33,8 @@ from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest, Signature, random_inputs, thread_count
+from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, thread_count
+from abridged.targets.c import CEngine
 
 
 class NativeEngine:
@@ -100,9 +101,19 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
     files.write_atomic(directory / "cpu.txt", " ".join(needed).encode())
 
 
+def rehearse(directory: Path, manifest: Manifest, count: int) -> Engine:
+    """What was built for another machine is checked by its sources, compiled for this one."""
+    try:
+        require_cpu(directory)
+    except LibraryError:
+        return CEngine(directory, manifest, count)
+    return NativeEngine(directory, manifest, count)
+
+
 TARGET = Target(
     write=write,
     start=NativeEngine,
     packages=("torch",),
     options={"cc": None, "cpu": "native", "tune": True},
+    rehearse=rehearse,
 )
