@@ -9,6 +9,7 @@ TABLES = {
     "schedules": ("pruning.schedules", "SCHEDULES"),
     "factorizations": ("factorization.methods", "METHODS"),
     "losses": ("distillation.losses", "LOSSES"),
+    "courses": ("distillation.courses", "SHAPES"),
     "targets": ("targets", "TARGETS"),
     "data": ("data.sets", "DATASETS"),
     "steps": ("recipe", "STEPS"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -21,13 +22,31 @@ _MEAN = "V s = v_set(0.0f); EACH(s = s + x); "
 class Column:
     """C statements over one column: EACH(statement) sees its elements as `x` (and `w`, `b` beside them), PUT(value) writes one."""
 
-    body: str
+    body: str | Callable[[Node], str]
     keeps: bool = True  # one output per element, or one per column
+
+
+def _norm(node: Node) -> str:
+    order = float(node.attrs["ord"])  # type: ignore[arg-type]
+    if math.isinf(order):
+        pick, start = ("v_max", "0.0f") if order > 0 else ("v_min", "INFINITY")
+        return f"V s = v_set({start}); EACH(s = {pick}(s, v_abs(x))); PUT(s);"
+    term, root = {
+        0.0: ("v_where(v_less(v_set(0.0f), v_abs(x)) | v_nan(x), v_set(1.0f), v_set(0.0f))", "s"),
+        1.0: ("v_abs(x)", "s"),
+        2.0: ("x * x", "v_sqrt(s)"),
+    }.get(order, (f"v_pow(v_abs(x), {number(order)})", f"v_pow(s, {number(1 / (order or 1))})"))
+    return f"V s = v_set(0.0f); EACH(s = s + {term}); PUT({root});"
 
 
 COLUMNS: Mapping[str, Column] = {
     "sum": Column(_MEAN + "PUT(s);", keeps=False),
     "mean": Column(_MEAN + "PUT(s / COUNT);", keeps=False),
+    "prod": Column("V s = v_set(1.0f); EACH(s = s * x); PUT(s);", keeps=False),
+    "var": Column(
+        _MEAN + "s = s / COUNT; V q = v_set(0.0f); EACH(q = q + (x - s) * (x - s)); PUT(q / FREE);", keeps=False
+    ),
+    "vector_norm": Column(_norm, keeps=False),
     "amax": Column("V s = v_set(-INFINITY); EACH(s = v_max(s, x)); PUT(s);", keeps=False),
     "amin": Column("V s = v_set(INFINITY); EACH(s = v_min(s, x)); PUT(s);", keeps=False),
     "softmax": Column(
@@ -37,6 +56,9 @@ COLUMNS: Mapping[str, Column] = {
     "log_softmax": Column(
         "V m = v_set(-INFINITY), s = v_set(0.0f); EACH(m = v_max(m, x)); EACH(s = s + v_exp(x - m)); "
         "m = m + v_log(s); EACH(PUT(x - m));"
+    ),
+    "rms_norm": Column(
+        "V q = v_set(0.0f); EACH(q = q + x * x); q = 1.0f / v_sqrt(q / COUNT + EPS); EACH(PUT(x * q * w));"
     ),
     "layer_norm": Column(
         _MEAN + "s = s / COUNT; V q = v_set(0.0f); EACH(q = q + (x - s) * (x - s)); "
@@ -51,7 +73,7 @@ def _columns(low: Lowering, group: Group) -> None:
     name, *affine = node.inputs
     assert name is not None
     shape, source, target = low.shape(name), low.layout(name), low.place(y)
-    axes = _axes(node, len(shape))
+    axes = axes_of(node, len(shape))
     column = COLUMNS[node.op]
     strides = _strides(len(shape), axes, bool(node.attrs.get("keepdim")), target, column.keeps)
     parameters = [None if p is None else low.layout(p) for p in affine]
@@ -66,14 +88,15 @@ def _mean(low: Lowering, group: Group) -> None:
     """The average of whole maps has a kernel of its own."""
     shape = low.shape(group.anchor.inputs[0] or "")
     lies = low.layout(group.anchor.inputs[0] or "").strides
-    if len(shape) in (3, 4) and _axes(group.anchor, len(shape)) == tuple(range(2, len(shape))) and lies[-1] == 1:
+    if len(shape) in (3, 4) and axes_of(group.anchor, len(shape)) == tuple(range(2, len(shape))) and lies[-1] == 1:
         mean(low, group.anchor, group.output)
     else:
         _columns(low, group)
 
 
-def _axes(node: Node, rank: int) -> tuple[int, ...]:
-    if node.op == "layer_norm":
+def axes_of(node: Node, rank: int) -> tuple[int, ...]:
+    """The axes that a reduction or norm runs over, in order."""
+    if "normalized_shape" in node.attrs:
         return tuple(range(rank - len(node.attrs["normalized_shape"]), rank))  # type: ignore[arg-type]
     axes = node.attrs.get("axes", (node.attrs.get("axis"),))
     return tuple(sorted(axes))  # type: ignore[arg-type]
@@ -106,10 +129,12 @@ def _text(
     fields = iter(range(1, 3))
     given = [f"v_set(a->in[{next(fields)}][r])" if p is not None else None for p in parameters]
     scale, shift = (*given, None, None)[:2]
-    count = f"{prod(shape[axis] for axis in axes)}.0f"
+    count = prod(shape[axis] for axis in axes)
+    free = max(0.0, count - float(node.attrs.get("correction", 0.0)))  # type: ignore[arg-type]
     load = vector_load("x", f"(p + j * {inner[0]}{offsets[0]})", inner[0], "n")
     eps = number(float(node.attrs.get("eps", 0.0)))  # type: ignore[arg-type]
-    body = column.body.replace("COUNT", count).replace("EPS", eps)
+    body = column.body if isinstance(column.body, str) else column.body(node)
+    body = body.replace("COUNT", f"{count}.0f").replace("FREE", number(free)).replace("EPS", eps)
     put = vector_store(f"(out + j * {inner[1]}{offsets[1] if column.keeps else ''})", inner[1], "(value)", "n")
     return f"""#define EACH(...) {{ long r = 0; {loops}{{ {load} V w = {scale or "v_set(1.0f)"}, b = {shift or "v_set(0.0f)"}; (void)w, (void)b; r++; __VA_ARGS__; }} }}
 #define PUT(value) {put}

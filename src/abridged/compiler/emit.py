@@ -171,20 +171,27 @@ def _declarations(symbols: dict[Call, str]) -> str:
 
 
 def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: _Blob) -> str:
-    def address(layout: Layout) -> str:
-        kind, _, name = layout.buffer.partition(":")
+    def start(buffer: str) -> str:
+        kind, _, name = buffer.partition(":")
         if kind == "in":
-            return f"inputs[{plan.inputs.index(layout.buffer)}] + {layout.origin}"
+            return f"inputs[{plan.inputs.index(buffer)}]"
         if kind == "out":
-            return f"outputs[{name}] + {layout.origin}"
-        if kind == "const":
-            return f"(const float *)(w + {constants[layout.buffer]}) + {layout.origin}"
-        return f"m + {plan.offsets[layout.buffer] + layout.origin}"
+            return f"outputs[{name}]"
+        return f"(const float *)(w + {constants[buffer]})" if kind == "const" else f"m + {plan.offsets[buffer]}"
+
+    def address(layout: Layout) -> str:
+        if layout.type == "float":
+            return f"{start(layout.buffer)} + {layout.origin}"
+        return f"(void *)(({layout.type} *)({start(layout.buffer)}) + {layout.origin})"
 
     mask = f"(const int32_t *)m + {plan.masks[step.mask]}" if step.mask else "0"
     clears = "".join(f"memset({address(layout)}, 0, {4 * n}); " for layout, n in step.clears)
     if step.choice.call.family:
-        packed = 0 if step.weight is None else blob.add(_packed(step))
+        packed = (
+            0
+            if step.weight is None
+            else blob.add(kernels.FORMATS[step.choice.format].pack(step.grouped, dict(step.choice.tile)))
+        )
         bias = 0 if step.bias is None else blob.add(_biases(step.bias))
         residual = address(step.residual) if step.residual else "0"
         fields = f"{address(step.reads[0])}, {address(step.write)}, {residual}, w + {packed}, (const float *)(w + {bias}), {mask}"
@@ -195,14 +202,6 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
     return (
         f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
     )
-
-
-def _packed(step: Step) -> bytes:
-    assert step.weight is not None
-    rows, channels, taps = step.weight.shape
-    groups = int(dict(step.choice.call.macros).get("G", 1))
-    grouped = step.weight.reshape(groups, rows // groups, channels, taps)
-    return kernels.FORMATS[step.choice.format].pack(grouped, dict(step.choice.tile))
 
 
 def _biases(bias: Weights) -> bytes:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from abridged.graph.graph import Constant, Graph, Node, Value
-from abridged.graph.ops import apply
+from abridged.graph.ops import apply, infer
 
 
-class _Editor:
+class Editor:
     """A graph being rewritten node by node: nodes kept so far, values and constants that were added."""
 
     def __init__(self, graph: Graph) -> None:
@@ -29,13 +29,25 @@ class _Editor:
     def tensor(self, name: str | None) -> Tensor | None:
         return None if name is None else self.constants[name].tensor.detach()
 
+    def add(self, node: Node) -> str:
+        """Append a node of one output, whose value is inferred."""
+        (value,) = infer(node, self.values)
+        self.values[value.name] = value
+        self.nodes.append(node)
+        return value.name
+
+    def rename(self, name: str, new: str) -> None:
+        """Give the output of the last node the name by which others know it."""
+        assert self.nodes[-1].outputs == (name,)
+        self.nodes[-1] = replace(self.nodes[-1], outputs=(new,))
+
     def done(self) -> Graph:
         return _named(replace(self.graph, nodes=tuple(self.nodes), values=self.values, constants=self.constants))
 
 
 def fold_constants(graph: Graph) -> Graph:
     """Replace every node whose inputs are all constants by its results."""
-    edit = _Editor(graph)
+    edit = Editor(graph)
     for node in graph:
         inputs = [name for name in node.inputs if name is not None]
         if not inputs or not all(name in edit.constants for name in inputs):
@@ -57,7 +69,7 @@ def lower_batch_norms(graph: Graph) -> Graph:
 
 
 def _without_batch_norms(graph: Graph, absorb: bool) -> Graph:
-    edit = _Editor(graph)
+    edit = Editor(graph)
     uses = Counter(name for node in graph for name in node.inputs) + Counter(graph.outputs)
     producers: dict[str, int] = {}
     for node in graph:
@@ -77,7 +89,7 @@ def _without_batch_norms(graph: Graph, absorb: bool) -> Graph:
     return edit.done()
 
 
-def _affine(edit: _Editor, node: Node) -> tuple[Tensor, Tensor]:
+def _affine(edit: Editor, node: Node) -> tuple[Tensor, Tensor]:
     """scale = weight / √(var + eps), shift = bias − mean · scale, in float64."""
     weight, bias, mean, var = (None if t is None else t.double() for t in map(edit.tensor, node.inputs[1:]))
     assert mean is not None
@@ -89,20 +101,28 @@ def _affine(edit: _Editor, node: Node) -> tuple[Tensor, Tensor]:
     return scale, (0 if bias is None else bias) - mean * scale
 
 
-def _absorbs(node: Node, edit: _Editor) -> bool:
-    return node.op in ("conv", "linear") and all(name is None or name in edit.constants for name in node.inputs[1:])
+def _absorbs(node: Node, edit: Editor) -> bool:
+    return node.op in ("conv", "conv_transpose", "linear") and all(
+        name is None or name in edit.constants for name in node.inputs[1:]
+    )
 
 
-def _absorbed(edit: _Editor, node: Node, scale: Tensor, shift: Tensor, y: str) -> Node:
+def _absorbed(edit: Editor, node: Node, scale: Tensor, shift: Tensor, y: str) -> Node:
     weight, bias = edit.tensor(node.inputs[1]), edit.tensor(node.inputs[2])
     assert weight is not None
-    scaled = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    if node.op == "conv_transpose":  # (I, O / G, *kernel)
+        groups = int(node.attrs["groups"])  # type: ignore[arg-type]
+        grouped = scale.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)
+        factor = grouped.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+    else:
+        factor = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    scaled = (weight.double() * factor).to(weight.dtype)
     moved = (shift + (0 if bias is None else bias.double() * scale)).to(weight.dtype)
     names = edit.constant(f"{y}_weight", scaled), edit.constant(f"{y}_bias", moved)
     return replace(node, inputs=(node.inputs[0], *names), outputs=(y,))
 
 
-def _as_affine(edit: _Editor, node: Node, scale: Tensor, shift: Tensor) -> list[Node]:
+def _as_affine(edit: Editor, node: Node, scale: Tensor, shift: Tensor) -> list[Node]:
     x, y = node.inputs[0], node.outputs[0]
     value = edit.values[y]
     shape = (-1, *[1] * (len(value.shape) - 2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from abridged.compiler.elementwise import EXPRESSIONS, expression, number
 from abridged.graph.graph import Graph, Node
 
@@ -30,6 +32,12 @@ class Group:
 ANCHORS = ("conv", "linear")
 
 
+def in_vectors(graph: Graph, node: Node) -> bool:
+    """Is the node an expression on vectors of floats?"""
+    names = (*node.inputs, *node.outputs)
+    return node.op in EXPRESSIONS and all(graph.values[name].dtype == torch.float32 for name in names if name)
+
+
 def fuse(graph: Graph, enabled: bool = True) -> list[Group]:
     """Every node of the graph, in groups, in an order in which they can run."""
     uses = Counter(name for node in graph for name in node.inputs) + Counter(graph.outputs)
@@ -53,9 +61,9 @@ def fuse(graph: Graph, enabled: bool = True) -> list[Group]:
 
 def _joins(graph: Graph, chain: list[Node], node: Node) -> bool:
     anchor, result = chain[0], chain[-1].outputs[0]
-    if node.op not in EXPRESSIONS or graph.values[node.outputs[0]].shape != graph.values[result].shape:
+    if not in_vectors(graph, node) or graph.values[node.outputs[0]].shape != graph.values[result].shape:
         return False
-    if anchor.op in EXPRESSIONS:
+    if in_vectors(graph, anchor):
         return len(set(_group(graph, [*chain, node]).operands)) <= 6
     if anchor.op not in ANCHORS:
         return False
@@ -68,7 +76,7 @@ def _joins(graph: Graph, chain: list[Node], node: Node) -> bool:
 def _group(graph: Graph, chain: list[Node]) -> Group:
     operands: list[str] = []
     texts: dict[str, str] = {}
-    head, rest = (None, chain) if chain[0].op in EXPRESSIONS else (chain[0], chain[1:])
+    head, rest = (None, chain) if in_vectors(graph, chain[0]) else (chain[0], chain[1:])
     if head is not None:
         texts[head.outputs[0]] = "v"
 

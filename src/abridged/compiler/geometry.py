@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from math import prod
 from operator import add, mul
 
+import torch
+
 from abridged.compiler.fuse import Group
-from abridged.compiler.plan import LANES, Layout, contiguous, rounded
+from abridged.compiler.plan import LANES, Layout, contiguous, floats, plain, rounded
 from abridged.graph.graph import Graph, Node, Value
 
 VIEWS = ("reshape", "permute", "slice", "split", "expand")
@@ -44,8 +46,8 @@ class Geometry:
     def layout(self, value: Value, buffer: str, like: str | None = None) -> tuple[Layout, int]:
         """A new value's layout in a buffer of its own, and that buffer's size."""
         channel = self.channel.get(value.name)
-        if channel is None or not self.is_rows(like or value.name):
-            return Layout(buffer, 0, contiguous(value.shape)), prod(value.shape)
+        if channel is None or not self.is_rows(like or value.name) or value.dtype != torch.float32:
+            return plain(buffer, value.shape, value.dtype), floats(value.shape, value.dtype)
         strides, gap, row = self._metric(like or value.name)
         origin = rounded(gap)
         full = list(strides)
@@ -79,7 +81,9 @@ class Geometry:
             return
         self._add(y)
         window = Window(self.graph, node, y)
-        if window.strided:
+        if window.strided and self._shape(node.inputs[1] or "")[1] == 1:  # depthwise: picked from x as it lies
+            self._ask(x, f"{y}.x", window)
+        elif window.strided:
             self._add(f"{y}.x", window.phase_sizes)
             self._union(f"{y}.x", y)
         else:
@@ -117,7 +121,7 @@ class Geometry:
         if prod(positions(self._shape(y), 1)) > 1:
             self._add(y)
 
-    _see_max_pool = _see_avg_pool = _see_adaptive_avg_pool = _see_adaptive_max_pool = _see_pool
+    _see_max_pool = _see_avg_pool = _see_adaptive_avg_pool = _see_adaptive_max_pool = _see_group_norm = _see_pool
 
     def _see_permute(self, node: Node, y: str) -> None:
         x, axes = node.inputs[0], node.attrs["axes"]

@@ -6,14 +6,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from abridged.compiler import nest
-from abridged.compiler.elementwise import EXPRESSIONS
-from abridged.compiler.fuse import Group
+from abridged.compiler import nest, scalar
+from abridged.compiler.fuse import Group, in_vectors
 from abridged.compiler.geometry import VIEWS, Geometry, Window, positions
-from abridged.compiler.plan import LANES, Call, Choice, Layout, Mask, Plan, Step, Weights, contiguous, rounded
+from abridged.compiler.plan import (
+    C_TYPES,
+    LANES,
+    Call,
+    Choice,
+    Layout,
+    Mask,
+    Plan,
+    Step,
+    Weights,
+    contiguous,
+    floats,
+    plain,
+    rounded,
+)
 from abridged.compiler.view import view
 from abridged.errors import UnsupportedError
 from abridged.graph.graph import Graph, Node, Value
@@ -35,7 +51,7 @@ class Lowering:
         self.steps: list[Step] = []
         self._origins: dict[str, int] = {}  # of zero buffers that no step has begun to fill
         for name in graph.inputs:
-            self.layouts[name] = Layout(f"in:{name}", 0, contiguous(graph.values[name].shape))
+            self.layouts[name] = self._plain(f"in:{name}", name)
         for group in groups:
             self._lower(group)
         for i, name in enumerate(graph.outputs):
@@ -58,11 +74,11 @@ class Lowering:
         """Where a value lies; a constant gets a place among the weights when it is first read."""
         if name not in self.layouts:
             self.constants[f"const:{name}"] = self.constant(name).reshape(-1)
-            self.layouts[name] = Layout(f"const:{name}", 0, contiguous(self.shape(name)))
+            self.layouts[name] = self._plain(f"const:{name}", name)
         return self.layouts[name]
 
-    def constant(self, name: str) -> Weights:
-        return np.ascontiguousarray(self.graph.constants[name].tensor.detach().float().numpy())
+    def constant(self, name: str) -> NDArray[Any]:
+        return np.ascontiguousarray(self.graph.constants[name].tensor.detach().numpy())
 
     def place(self, name: str) -> Layout:
         """A place for a value that a step is about to write: inside the cat that it is a part of, or in a buffer of its own."""
@@ -85,7 +101,7 @@ class Lowering:
         return layout
 
     def _plain(self, buffer: str, name: str) -> Layout:
-        return Layout(buffer, 0, contiguous(self.shape(name)))
+        return plain(buffer, self.shape(name), self.value(name).dtype)
 
     # ---- steps ----
 
@@ -102,17 +118,19 @@ class Lowering:
 
     def _lower(self, group: Group) -> None:
         node = group.anchor
-        for name in (*(n for member in group.nodes for n in member.inputs if n), group.output):
-            dtype = self.value(name).dtype
-            if str(dtype) != "torch.float32":
-                raise self.refuse(node, f"of {str(dtype).removeprefix('torch.')}")
-        op = "elementwise" if node.op in EXPRESSIONS else node.op
-        if op not in LOWER:
-            raise self.refuse(node)
-        LOWER[op](self, group)
+        names = (*(n for member in group.nodes for n in member.inputs if n), *node.outputs, group.output)
+        others = [self.value(name).dtype for name in names if self.value(name).dtype != torch.float32]
+        op = "elementwise" if in_vectors(self.graph, node) else node.op
+        table = ANY if others or op not in LOWER else LOWER
+        if op not in table or not C_TYPES.keys() >= set(others):
+            raise self.refuse(node, f"of {str(others[0]).removeprefix('torch.')}" if others else "")
+        table[op](self, group)
 
     def _copy(self, node: Node, value: Value, source: Layout, target: Layout) -> Layout:
-        self.elementwise(node, value.shape, [source], target, "{0}")
+        if target.type == "float":
+            self.elementwise(node, value.shape, [source], target, "{0}")
+        else:
+            self.add(scalar.elementwise(node, value.shape, [source], target, "{0}"))
         return target
 
     def elementwise(
@@ -148,11 +166,23 @@ class Lowering:
         if all(stride == 1 for stride, n in zip(found.strides, shape, strict=True) if n > 1):
             return found
         buffer = f"{name}.vector{len(self.steps)}"
-        self.sizes[buffer] = prod(shape)
-        return self._copy(node, self.value(name), found, Layout(buffer, 0, contiguous(shape)))
+        return self._copy(node, self.value(name), found, self.fresh(buffer, shape))
+
+    def straight(self, node: Node, name: str) -> Layout:
+        """A copy of a value in row-major order."""
+        value = self.value(name)
+        target = self.fresh(f"{name}.straight{len(self.steps)}", value.shape, value.dtype)
+        return self._copy(node, value, self.layout(name), target)
+
+    def fresh(self, buffer: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Layout:
+        """A contiguous buffer of the lowering's own."""
+        self.sizes[buffer] = floats(shape, dtype)
+        return plain(buffer, shape, dtype)
 
 
-LOWER: Table[Callable[[Lowering, Group], None]] = Table("op of target 'native'")
+Lower = Callable[[Lowering, Group], None]
+LOWER: Table[Lower] = Table("op of target 'native'")  # where all values are float32
+ANY: Table[Lower] = Table("op of target 'native' on values of any type")  # where they are not, or LOWER has no such op
 
 
 @LOWER.entry("elementwise")
@@ -172,6 +202,7 @@ def broadcast(layout: Layout, shape: tuple[int, ...], wanted: tuple[int, ...]) -
 
 
 @LOWER.entry(*VIEWS)
+@ANY.entry(*VIEWS)
 def _view(low: Lowering, group: Group) -> None:
     node = group.anchor
     (x, *_) = node.inputs
@@ -187,12 +218,12 @@ def _view(low: Lowering, group: Group) -> None:
         if back is not None:
             low._copy(node, low.value(x), source, back)
             continue
-        low.sizes[f"{part}.plain"] = prod(low.shape(x))
-        plain = low._copy(node, low.value(x), source, low._plain(f"{part}.plain", x))
-        low._copy(node, low.value(part), replace(plain, strides=contiguous(low.shape(part))), target)
+        straight = low._copy(node, low.value(x), source, low.fresh(f"{part}.plain", low.shape(x), low.value(x).dtype))
+        low._copy(node, low.value(part), straight.bare(contiguous(low.shape(part))), target)
 
 
 @LOWER.entry("cat")
+@ANY.entry("cat")
 def _cat(low: Lowering, group: Group) -> None:
     node, y = group.anchor, group.output
     axis = node.attrs["axis"]
@@ -224,6 +255,9 @@ def _conv(low: Lowering, group: Group) -> None:
         ]
         matvec(low, group, x, flat[:, :, centre[0]] if centre else flat[:, :, 0] * 0, bias)
         return
+    if window.strided and flat.shape[1] == 1:
+        depthwise_strided(low, group, x, flat, bias, window)
+        return
     target = low.place(y)
     if window.strided:
         source, offsets = split_phases(low, node, x, y, window, taps)
@@ -237,6 +271,21 @@ def _conv(low: Lowering, group: Group) -> None:
             for tap in taps
         ]
     rows(low, group, source, target, 1, flat, bias, groups, offsets)
+
+
+def depthwise_strided(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights, window: Window) -> None:
+    """A strided convolution of single channels: so little is computed that moving x into phases would take longest."""
+    node, y = group.anchor, group.output
+    source, target = low.rows(node, x, f"{y}.x"), low.place(y)
+    residual = _like(low, node, group.operands[0], y, target, 1) if group.operands else None
+    macros = macros_of_window(low, node, window, x, y, source, target) | {
+        "O": weight.shape[0] // low.shape(x)[1],
+        "G": low.shape(x)[1],
+        "RROW": residual.strides[1] if residual else 0,
+        **_epilogue(group),
+    }
+    choice = Choice(Call("depthwise_strided", tuple(macros.items())))
+    low.add(Step(node, (choice,), (source,), target, residual, weight, bias))
 
 
 def _linear_inputs(low: Lowering, node: Node) -> tuple[str, Weights, Weights]:

@@ -20,6 +20,25 @@ INLINE void v_scatter(float *p, long stride, V v, long n) {
   v_store(t, v);
   for (long i = 0; i < n; i++) p[i * stride] = t[i];
 }
+/* Division that rounds down, and what it leaves, with the divisor's sign; by 0 an integer gives 0. */
+static inline int64_t i_remainder(int64_t a, int64_t b) {
+  int64_t m = b == 0 || b == -1 ? 0 : a % b;
+  return m && (m < 0) != (b < 0) ? m + b : m;
+}
+static inline int64_t i_floor_div(int64_t a, int64_t b) {
+  return b == 0 ? 0 : b == -1 ? (int64_t)(0 - (uint64_t)a) : (a - i_remainder(a, b)) / b;
+}
+static inline double d_remainder(double a, double b) {
+  double m = fmod(a, b);
+  return m != 0 && (m < 0) != (b < 0) ? m + b : m;
+}
+static inline double d_floor_div(double a, double b) { return b == 0 ? a / b : rint((a - d_remainder(a, b)) / b); }
+static inline int64_t i_pow(int64_t base, int64_t n) {
+  uint64_t power = 1, square = (uint64_t)base;
+  if (n < 0) return base == 1 ? 1 : base == -1 ? (n % 2 ? -1 : 1) : 0;
+  for (; n; n >>= 1, square *= square) power *= n & 1 ? square : 1;
+  return (int64_t)power;
+}
 """
 
 _TEMPLATE = """enum {{ NAME_tasks = {tasks} }};
@@ -37,7 +56,8 @@ LOCAL void NAME(const struct nest *a, long begin, long end) {{
 def elementwise(node: Node, shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str) -> Step:
     """`write` = `text` of `reads`, whose strides are 0 where they broadcast; all have the axes of `shape`."""
     choice = (Choice(_call(shape, reads, write, text)),)
-    clears = ((write.at(-write.origin), write.origin + max(map(_extent, [(shape, write)]))),) if write.zero else ()
+    # Its own rows alone: others may lie in the same buffer. What comes before the first row is cleared with the buffer.
+    clears = ((write, extent(shape, write)),) if write.zero else ()
     return Step(node, choice, tuple(reads), write, clears=clears)
 
 
@@ -65,9 +85,9 @@ def rowwise(
     return Step(node, (Choice(call),), tuple(reads), write, mask=mask if write.zero else None)
 
 
-def _extent(of: tuple[tuple[int, ...], Layout]) -> int:
-    shape, layout = of
-    return 1 + sum((n - 1) * s for n, s in zip(shape, layout.strides, strict=True))
+def extent(shape: tuple[int, ...], layout: Layout) -> int:
+    """How far the rows of a value reach behind its first element, the room after the last one included."""
+    return max((n * s for n, s in zip(shape, layout.strides, strict=True)), default=1)
 
 
 def merged(shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import abridged.compiler.columns  # noqa: F401  (its entries of LOWER)
+import abridged.compiler.arithmetic
+import abridged.compiler.columns
+import abridged.compiler.reduce  # noqa: F401  (their entries of LOWER and ANY)
+from abridged.compiler.channels import drop_channels
 from abridged.compiler.emit import Sources, emit
 from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants, lower_batch_norms
 from abridged.compiler.fuse import fuse
@@ -13,6 +16,7 @@ from abridged.compiler.lower import Lowering
 from abridged.compiler.memory import plan_memory
 from abridged.compiler.plan import Plan
 from abridged.compiler.select import select
+from abridged.compiler.transpose import lower_transposed
 from abridged.graph.graph import Graph
 from abridged.graph.verify import verify
 
@@ -20,21 +24,23 @@ from abridged.graph.verify import verify
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "fold_constants": fold_constants,
     "fold_batch_norms": fold_batch_norms,
+    "drop_channels": drop_channels,
     "drop_dead": drop_dead,
 }
 
 
-def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
-    """Decide everything. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
+def plan(graph: Graph, without: Collection[str] = (), registers: int = 16) -> Plan:
+    """Decide everything, for a machine of so many vector registers. `without` names passes to leave out, "fuse" and
+    "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
         if name not in without:
             graph = verify(rewrite(graph))
-    graph = verify(lower_batch_norms(graph))
+    graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
     lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
-    return plan_memory(select(lowered), reuse="reuse" not in without)
+    return plan_memory(select(lowered, registers), reuse="reuse" not in without)
 
 
 def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from abridged.graph.graph import Node
@@ -16,6 +18,18 @@ SLACK = 16 * LANES  # floats behind a buffer that kernels may read, and never us
 
 Weights = NDArray[np.float32]
 
+# How C names the elements of a value; values of other types are refused.
+C_TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "uint8_t",
+}
+
 
 def rounded(n: int) -> int:
     """n, up to a multiple of LANES."""
@@ -24,7 +38,7 @@ def rounded(n: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Element [i, j, …] of a value is at buffer[origin + i·strides[0] + j·strides[1] + …], in floats.
+    """Element [i, j, …] of a value is at buffer[origin + i·strides[0] + j·strides[1] + …], in elements of C type `type`.
 
     `zero`: what lies between and around the elements is zero, as far as the layout was asked for."""
 
@@ -32,15 +46,30 @@ class Layout:
     origin: int
     strides: tuple[int, ...]
     zero: bool = False
+    type: str = "float"
 
     def at(self, offset: int, strides: tuple[int, ...] | None = None) -> Layout:
         """The same buffer, seen from another element, perhaps along other axes."""
         return replace(self, origin=self.origin + offset, strides=self.strides if strides is None else strides)
 
+    def bare(self, strides: tuple[int, ...]) -> Layout:
+        """The same elements along other axes, nothing known of what lies between them."""
+        return replace(self, strides=strides, zero=False)
+
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of row-major order."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def plain(buffer: str, shape: tuple[int, ...], dtype: torch.dtype) -> Layout:
+    """All of a buffer, in row-major order."""
+    return Layout(buffer, 0, contiguous(shape), type=C_TYPES.get(dtype, "float"))
+
+
+def floats(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The room that a contiguous value takes, in floats."""
+    return -(-prod(shape) * dtype.itemsize // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +122,13 @@ class Step:
     def choice(self) -> Choice:
         return self.choices[0]
 
+    @property
+    def grouped(self) -> Weights:
+        """The weight as formats pack it: (groups, outputs of one, channels, taps)."""
+        assert self.weight is not None
+        groups = int(dict(self.choice.call.macros).get("G", 1))
+        return self.weight.reshape(groups, -1, *self.weight.shape[1:])
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,7 +138,7 @@ class Plan:
     sizes: Mapping[str, int]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    constants: Mapping[str, Weights]
+    constants: Mapping[str, NDArray[Any]]
     offsets: Mapping[str, int] = field(default_factory=dict)  # of each arena buffer, in floats
     masks: Mapping[Mask, int] = field(default_factory=dict)
     arena: int = 0  # floats

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+import numpy as np
+
 from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
-from abridged.compiler.lower import LOWER, Lowering, macros_of_window
-from abridged.compiler.plan import Call, Choice, Layout, Step
+from abridged.compiler.lower import LOWER, Lowering, Macros, macros_of_window
+from abridged.compiler.plan import Call, Choice, Layout, Step, rounded
+from abridged.compiler.resample import largest, resampled
 from abridged.graph.graph import Attr, Node
 
 
@@ -19,16 +22,16 @@ def _pool(low: Lowering, group: Group) -> None:
 
 @LOWER.entry("adaptive_avg_pool", "adaptive_max_pool")
 def _adaptive(low: Lowering, group: Group) -> None:
-    """The mean of whole maps, or windows of one size where they divide the map."""
+    """The mean of whole maps, or windows of one size where they divide the map, or each of its own."""
     node, y = group.anchor, group.output
     x = node.inputs[0] or ""
     sizes, wanted = low.shape(x)[2:], low.shape(y)[2:]
-    if all(n == 1 for n in wanted) and node.op == "adaptive_avg_pool":
+    if all(n == 1 for n in wanted) and node.op == "adaptive_avg_pool" and len(sizes) < 3:
         mean(low, node, y)
         return
-    if any(n % m for n, m in zip(sizes, wanted, strict=True)):
-        # One window per output, each of its own size, as a resize of means: only where each axis grows or divides.
-        raise low.refuse(node, f"from {list(sizes)} to {list(wanted)}")
+    if len(sizes) > 2 or any(n % m for n, m in zip(sizes, wanted, strict=True)):
+        (resampled if node.op == "adaptive_avg_pool" else largest)(low, node, y)
+        return
     kernel = tuple(n // m for n, m in zip(sizes, wanted, strict=True))
     attrs: dict[str, Attr] = {
         "kernel": kernel,
@@ -45,7 +48,7 @@ def mean(low: Lowering, node: Node, y: str) -> None:
     source, target = low.layout(x), low.place(y)
     batch, channels, *sizes = low.shape(x)
     if source.strides[-1] != 1 and sizes[-1] > 1:
-        raise low.refuse(node, "of columns")
+        source = low.straight(node, x)
     macros = {
         "C": channels,
         "XROW": source.strides[1],
@@ -60,6 +63,34 @@ def mean(low: Lowering, node: Node, y: str) -> None:
     low.add(
         Step(node, (Choice(Call("mean", tuple(macros.items()))),), (source,), target, clears=around(low, y, target))
     )
+
+
+@LOWER.entry("group_norm")
+def _group_norm(low: Lowering, group: Group) -> None:
+    """Maps of up to three axes."""
+    node, y = group.anchor, group.output
+    x, scale, shift = node.inputs
+    assert x is not None
+    if any(name is not None and name not in low.graph.constants for name in (scale, shift)):
+        raise low.refuse(node, "whose weights are computed")
+    batch, channels, *sizes = low.shape(x)
+    if len(sizes) > 3:
+        raise low.refuse(node, f"over {len(sizes)} spatial axes")
+    source, target = low.layout(x), low.place(y)
+    if sizes and sizes[-1] > 1 and source.strides[-1] != 1:
+        source = low.straight(node, x)
+    macros: Macros = {"C": channels, "CG": channels // int(node.attrs["groups"]), "N": batch}  # type: ignore[arg-type]
+    macros |= dict(zip("DHW", [*[1] * (3 - len(sizes)), *sizes], strict=True))
+    macros["EPS"] = f"{float(node.attrs['eps'])!r}f"  # type: ignore[arg-type]
+    for side, layout in (("X", source), ("Y", target)):
+        stack, row, *pitches = layout.strides
+        plane, pitch = [*[0] * (2 - len(pitches[:-1])), *pitches[:-1]]
+        macros |= {f"{side}STACK": stack, f"{side}ROW": row, f"{side}PLANE": plane, f"{side}PITCH": pitch}
+    scales = np.ones(channels, np.float32) if scale is None else low.constant(scale)
+    shifts = np.zeros(channels, np.float32) if shift is None else low.constant(shift)
+    biases = np.concatenate([np.pad(scales, (0, rounded(channels) - channels)), shifts])
+    choice = Choice(Call("group_norm", tuple(macros.items())))
+    low.add(Step(node, (choice,), (source,), target, bias=biases, clears=around(low, y, target)))
 
 
 def pool(low: Lowering, node: Node, y: str) -> None:

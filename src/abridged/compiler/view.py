@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from abridged.compiler.plan import Layout
 from abridged.graph.graph import Node
 
@@ -14,26 +16,20 @@ def view(node: Node, shape: tuple[int, ...], layout: Layout) -> list[Layout | No
     if node.op == "expand":
         wanted: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
         own = [0 if n == 1 else s for n, s in zip(shape, strides, strict=True)]
-        return [Layout(layout.buffer, layout.origin, (0,) * (len(wanted) - len(shape)) + tuple(own))]
+        return [layout.bare((0,) * (len(wanted) - len(shape)) + tuple(own))]
     if node.op == "reshape":
         new = reshaped(shape, strides, attrs["shape"])  # type: ignore[arg-type]
-        return [None if new is None else Layout(layout.buffer, layout.origin, new)]
+        return [None if new is None else layout.bare(new)]
     axis: int = attrs["axis"]  # type: ignore[assignment]
     if node.op == "slice":
         start, step = int(attrs["start"]), int(attrs["step"])  # type: ignore[arg-type]
         across = tuple(s * step if i == axis else s for i, s in enumerate(strides))
-        return [
-            Layout(
-                layout.buffer,
-                layout.origin + start * strides[axis],
-                across,
-                layout.zero and strides[axis] == max(strides),
-            )
-        ]
+        keeps = layout.zero and strides[axis] == max(strides)
+        return [replace(layout.at(start * strides[axis], across), zero=keeps)]
     sizes: tuple[int, ...] = attrs["sizes"]  # type: ignore[assignment]
     keeps = layout.zero and strides[axis] == max(strides)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [Layout(layout.buffer, layout.origin + start * strides[axis], strides, keeps) for start in starts]
+    return [replace(layout.at(start * strides[axis]), zero=keeps) for start in starts]
 
 
 def reshaped(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -113,6 +113,16 @@ INLINE V v_sqrt(V v)
 #endif
 }
 
+INLINE V v_pow(V v, V power)
+{
+#if LANES > 1
+    for (int i = 0; i < LANES; i++) v[i] = powf(v[i], power[i]);
+    return v;
+#else
+    return powf(v, power);
+#endif
+}
+
 /* 2^n for n in [-126, 128]. */
 INLINE V v_power_of_two(I n) { return v_from_bits((I)(((N)n + 127u) << 23)); }
 
