@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from abridged.pruning.regrow import Regrowth as Regrowth
     from abridged.pruning.rewind import Ticket as Ticket
     from abridged.pruning.rewind import find_ticket as find_ticket
+    from abridged.pruning.sensitivity import Sensitivity as Sensitivity
+    from abridged.pruning.sensitivity import sensitivity as sensitivity
     from abridged.pruning.shrink import shrink as shrink
     from abridged.pruning.solvers import reestimate as reestimate
     from abridged.recipe import Budget as Budget
@@ -51,6 +53,7 @@ _HOME = {
     "Recipe": "recipe",
     "Regrowth": "pruning.regrow",
     "Ticket": "pruning.rewind",
+    "Sensitivity": "pruning.sensitivity",
     "UnsupportedError": "errors",
     "capture": "graph.capture",
     "compress": "run",
@@ -65,6 +68,7 @@ _HOME = {
     "prune": "pruning.prune",
     "reestimate": "pruning.solvers",
     "save": "weights",
+    "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.shrink",
 }
 
