@@ -56,7 +56,7 @@ LOCAL void NAME(const struct nest *a, long begin, long end) {{
 def elementwise(node: Node, shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str) -> Step:
     """`write` = `text` of `reads`, whose strides are 0 where they broadcast; all have the axes of `shape`."""
     choice = (Choice(_call(shape, reads, write, text)),)
-    clears = ((write.at(-write.origin), write.origin + extent(shape, write)),) if write.zero else ()
+    clears = ((write, extent(shape, write)),) if write.zero else ()
     return Step(node, choice, tuple(reads), write, clears=clears)
 
 
