@@ -47,7 +47,14 @@ def weight_of(case: Case, rng: np.random.Generator) -> np.ndarray:
         weight[:, 0] = 0
     elif case.zeros == "all":
         weight[:] = 0
+    if case.family == "rows_nm":
+        tile = dict(case.tile)
+        order = rng.permuted(np.tile(np.arange(tile["M"]), (weight.size // tile["M"], 1)), axis=1)
+        weight[order.reshape(weight.shape) >= tile["N"]] = 0
     return weight
+
+
+CHANNELS = {"depthwise": 1, "rows_csr_panels": 43, "rows_blocks": 8, "rows_nm": 8}  # several panels; whole blocks
 
 
 def cases() -> list[Case]:
@@ -59,7 +66,8 @@ def cases() -> list[Case]:
                 (1, 1, 1, "none"), (m - 1, nv - 1, 9, "rows"), (m, nv, 3, "one"), (m + 1, nv + 1, 1, "rows"),
                 (13, 3 * nv + 5, 9, "all"), (17, 61, 9, "none"),
             ]:  # fmt: skip
-                channels = 1 if name == "depthwise" else 5
+                channels, band = CHANNELS.get(name, 5), tile.get("BR", 1)
+                outputs = -(-outputs // band) * band
                 found.append(Case(name, tuple(tile.items()), 2, outputs, channels, taps, span, zeros))
     return found
 

@@ -157,6 +157,17 @@ def test_reloaded_and_closed(network: nn.Module, tmp_path: Path) -> None:
         targets.load(tmp_path / "net")
 
 
+@pytest.mark.parametrize(
+    ("multiplier", "kernel", "stride", "padding", "height", "width"),
+    [(1, 3, 2, 1, 17, 19), (2, 5, 2, 2, 16, 16), (1, 3, 3, 0, 20, 13), (1, 3, (1, 2), 1, 9, 40)],
+)
+def test_strided_depthwise(multiplier, kernel, stride, padding, height: int, width: int) -> None:
+    depthwise = nn.Conv2d(5, 5 * multiplier, kernel, stride, padding, groups=5)
+    after = nn.Conv2d(5 * multiplier, 7, 3, padding=1)  # reads zeros around what the depthwise layer writes
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU6(), depthwise, nn.ReLU6(), after)
+    agrees(net, torch.randn(2, 3, height, width))
+
+
 def test_nan_goes_through_stored_weights() -> None:
     conv = nn.Conv2d(2, 2, 1, bias=False)
     with torch.no_grad():
@@ -198,7 +209,9 @@ def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
 
 
-@pytest.mark.parametrize("without", ["fold_constants", "fold_batch_norms", "drop_dead", "fuse", "reuse"])
+@pytest.mark.parametrize(
+    "without", ["fold_constants", "fold_batch_norms", "drop_channels", "drop_dead", "fuse", "reuse"]
+)
 def test_every_pass_is_optional(without: str, tmp_path: Path) -> None:
     module, x = Block(5, 3, nn.SiLU()).eval(), torch.randn(2, 5, 7, 9)
     graph = capture(module, x)

@@ -18,7 +18,7 @@ from abridged.graph.capture import capture
 from abridged.graph.interpret import interpret
 from abridged.graph.ops import OPS, apply
 from abridged.targets import build, load
-from abridged.targets.artifact import MANIFEST
+from abridged.targets.artifact import MANIFEST, Manifest
 from abridged.targets.onnx_export import to_onnx
 
 openvino = pytest.importorskip("openvino", reason="needs the extra: pip install 'abridged[openvino]'")
@@ -102,10 +102,16 @@ def test_times_by_layer(net: Net, inputs: tuple[Tensor, Tensor], tmp_path: Path)
     assert {"stem", "wide", "fc"} <= set(times) <= {name for name, _ in net.named_modules()}
 
 
+def _reseal(manifest: Path, old: str, new: str) -> None:
+    """Edit a manifest and give it the checksum that it then should have."""
+    altered = Manifest.model_validate_json(manifest.read_text().replace(old, new))
+    manifest.write_text(altered.sealed().model_dump_json())
+
+
 def test_a_signature_that_is_not_the_files_is_refused(net: Net, inputs: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     build(capture(net, inputs), "openvino", tmp_path / "net").close()
     manifest = tmp_path / "net" / "abridged.json"
-    manifest.write_text(manifest.read_text().replace('"tokens"', '"words"'))
+    _reseal(manifest, '"tokens"', '"words"')
     with pytest.raises(InputError, match=r"has not the signature of model\.xml"):
         load(tmp_path / "net")
 
@@ -158,7 +164,7 @@ def test_what_openvino_refuses_is_one_line(
     file, manifest = tmp_path / "net" / "model.xml", tmp_path / "net" / MANIFEST
     before = sha256(file)
     file.write_bytes(file.read_bytes().replace(b'type="Convolution"', b'type="Konvolution"'))
-    manifest.write_text(manifest.read_text().replace(before, sha256(file)))
+    _reseal(manifest, before, sha256(file))
     with pytest.raises(UnsupportedError, match=r"model\.xml: refused by OpenVINO: .*") as caught:
         load(tmp_path / "net")
     assert "\n" not in str(caught.value)

@@ -4,11 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from abridged.errors import InputError
-from abridged.pruning.patterns import PATTERNS, SAMPLE, _between, count, kth_largest, top
+from abridged.pruning.layers import Form, form_of
+from abridged.pruning.patterns import PATTERNS, MisfitError
+from abridged.pruning.prune import prune
+from abridged.pruning.ranking import SAMPLE, _between, count, kth_largest, top
 
-SHAPES = [(1, 1), (7, 5), (8, 4, 3, 3), (13,), (16, 8, 3)]
+SHAPES = [(1, 1, 1, 1), (1, 7, 5, 1), (1, 8, 4, 9), (1, 13, 1, 1), (2, 8, 8, 3), (3, 4, 6, 2)]
 rows = st.integers(1, 4).flatmap(
     lambda width: st.lists(st.lists(st.integers(-3, 3), min_size=width, max_size=width), min_size=1, max_size=4)
 )
@@ -16,25 +20,95 @@ rows = st.integers(1, 4).flatmap(
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [*PATTERNS, "3:5", "block 2x3", "block 7x1"])
 def test_law_of_patterns(name, shape, density):
     pattern, scores = PATTERNS[name], torch.rand(shape)
-    arranged, units = pattern.arrange(scores), pattern.score(scores)
+    assert PATTERNS.summary(name)
+    try:
+        layout = pattern.layout(shape)
+    except MisfitError:
+        return
+    arranged = layout.arrange(scores)
     assert torch.equal(arranged.flatten().sort().values, scores.flatten().sort().values), "each element in one place"
-    assert torch.allclose(units, arranged.sum(2))
-    mask = pattern.mask(units, density, scores.shape)
+    mask = layout.mask(arranged.sum(2), density, scores.shape)
     assert mask.dtype == torch.bool
     assert mask.shape == scores.shape
-    kept = pattern.alive(mask)
-    assert torch.equal(pattern.expand(kept, scores.shape), mask), "units stay or go whole"
-    assert (kept.sum(1) == count(density, units.shape[1])).all(), "each group keeps its count exactly"
-    assert PATTERNS.summary(name)
+    kept = layout.alive(mask)
+    assert torch.equal(layout.expand(kept).reshape(scores.shape), mask), "units stay or go whole"
+    assert (kept.sum(1) == count(density, arranged.shape[1])).all(), "each set keeps its count exactly"
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_pattern_fits_some_shape(name):
+    assert PATTERNS[name].layout((2, 8, 8, 9))
 
 
 def test_table_of_patterns():
-    assert set(PATTERNS) == {"unstructured"}
-    with pytest.raises(InputError, match="unknown pattern 'unstructurd'"):
+    assert {"unstructured", "2:4", "4:8", "block 1x4", "block 4x4", "kernel", "row", "column"} <= set(PATTERNS)
+    with pytest.raises(InputError, match="unknown pattern 'unstructurd'; did you mean 'unstructured'"):
         PATTERNS["unstructurd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("4:2", "N of M needs 0 < N < M"),
+        ("0:4", "N of M needs 0 < N < M"),
+        ("4:4", "N of M needs 0 < N < M"),
+        ("block 0x4", "at least 1x1"),
+        ("block4x4", "a block of outputs x inputs 'block 4x1'"),
+        ("block 4", "a block of outputs x inputs 'block 4x1'"),
+        ("2/4", "N:M is written '2:4'"),
+        ("", "unknown pattern ''"),
+        (None, "unknown pattern"),
+    ],
+)
+def test_names_that_cannot_be_read(name, words):
+    with pytest.raises(InputError, match=words):
+        PATTERNS[name]
+
+
+def test_patterns_by_hand():
+    weight = torch.arange(2 * 4 * 2.0).reshape(1, 2, 4, 2)  # (groups, outputs, inputs, taps)
+    assert PATTERNS["row"].layout((1, 2, 4, 2)).arrange(weight)[0, 1].tolist() == [8, 9, 10, 11, 12, 13, 14, 15]
+    assert PATTERNS["column"].layout((1, 2, 4, 2)).arrange(weight)[0, 1].tolist() == [2, 3, 10, 11]
+    assert PATTERNS["kernel"].layout((1, 2, 4, 2)).arrange(weight)[0, 5].tolist() == [10, 11]
+    assert PATTERNS["2:4"].layout((1, 2, 4, 2)).arrange(weight)[:, :, 0].tolist() == [
+        [0, 2, 4, 6], [1, 3, 5, 7], [8, 10, 12, 14], [9, 11, 13, 15],
+    ]  # fmt: skip
+    assert PATTERNS["block 2x2"].layout((1, 2, 4, 2)).arrange(weight)[0].tolist() == [
+        [0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layer", "form"),
+    [
+        (nn.Linear(4, 6), Form()),
+        (nn.Conv2d(4, 6, 3), Form()),
+        (nn.Conv1d(4, 6, 3, groups=2), Form(2)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), Form(2, True)),
+    ],
+)
+def test_forms_turn_there_and_back(layer, form):
+    weight = layer.weight.detach()
+    assert form_of(layer, "weight") == form
+    canonical = form.canonical(weight)
+    groups = form.groups
+    assert canonical.shape[:3] == (groups, 6 // groups, 4 // groups)
+    assert torch.equal(form.original(canonical, weight.shape), weight)
+
+
+def test_a_row_is_an_output_and_a_column_an_input_of_every_layer():
+    for layer in (nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2)):
+        x = torch.randn(1, 4, 5, 5)
+        layer.bias.data.zero_()
+        prune(layer, 1 / 6, pattern="row")
+        assert int((layer(x).detach() == 0).all((2, 3)).sum()) == 1, "one output is silent"
+        layer.reset_parameters()
+        prune(layer, 1 / 4, pattern="column")
+        read = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)[0].abs().sum((0, 2, 3))
+        assert int((read == 0).sum()) == 1, "one input is not read"
 
 
 @given(rows, st.data())

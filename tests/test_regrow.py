@@ -14,7 +14,7 @@ from abridged.data.sets import get
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.masks import Masks, momentum
-from abridged.pruning.patterns import PATTERNS, Unstructured
+from abridged.pruning.patterns import PATTERNS, Layout
 from abridged.pruning.prune import prune
 from abridged.pruning.regrow import (
     DECAYS,
@@ -68,14 +68,7 @@ def evidence(seed: int = 0, **changes: object) -> Evidence:
     return replace(Evidence("fc.weight", weight * held, held, gradient, moving), **changes)
 
 
-class Columns(Unstructured):
-    """Columns as groups, each of a fixed number of weights."""
-
-    def arrange(self, elements: torch.Tensor) -> torch.Tensor:
-        return elements.t()[:, :, None]
-
-    def expand(self, kept: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        return kept.t()
+COLUMNS = Layout((7, 11, 1), sets=(1,), units=(0,), members=(2,))  # columns as sets, each of a fixed number of weights
 
 
 def kept(masks: Masks) -> dict[str, int]:
@@ -232,14 +225,14 @@ def test_groups_keep_their_number(way, number, seed):
     for column in range(11):
         held[torch.randperm(7, generator=torch.Generator().manual_seed(seed + column))[:number], column] = True
     layer = evidence(seed, held=held, weight=torch.randn(7, 11) * held)
-    mask = exchange(REGROWTHS[way], Columns(), {"w": layer}, 0.0)["w"]
+    mask = exchange(REGROWTHS[way], {"w": COLUMNS}, {"w": layer}, 0.0)["w"]
     assert (mask.sum(0) == number).all()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", sorted({*PATTERNS} - {"kernel", "1:4"}))
 @pytest.mark.parametrize("way", ["set", "rigl"])
 def test_patterns_keep_their_shape(way, pattern):
-    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
     masks = prune(model, 0.5, pattern=pattern, allocation="uniform", regrow=way, steps=10, every=1)
     start, layers = dict(masks), kept(masks)
     masks.hold(optimizer := torch.optim.SGD(model.parameters(), 0.1))
@@ -427,7 +420,7 @@ def test_what_a_regrowth_cannot_do_without():
 def test_layers_cannot_compete_where_the_pattern_fixes_their_density():
     layers = {"a": evidence(), "b": evidence()}
     with pytest.raises(UnsupportedError, match="fixes the density inside each group of 7"):
-        exchange(REGROWTHS["sparse-momentum"], Columns(), layers, 0.0)
+        exchange(REGROWTHS["sparse-momentum"], {"a": COLUMNS, "b": COLUMNS}, layers, 0.0)
 
 
 def test_magnitude_is_the_drop_rule_of_all():

@@ -27,6 +27,7 @@ from abridged.errors import InputError, UnsupportedError
 from abridged.training import Callback, EarlyStop, History, Moment, TrainingError, adamw, constant, cosine, fit
 from abridged.training import checkpoint as files
 from abridged.training.checkpoint import digest, pack, unpack
+from abridged.training.zeros import ZerosWarning
 
 X = torch.randn(90, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, :3].argmax(1)).long()
@@ -250,7 +251,8 @@ def test_zeros_stay_zero_and_density_is_a_curve() -> None:
     assert history.density == (1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25)
     assert (model[0].weight[~masks.mask] == 0).all()
     weight = model[0].weight.detach().clone()
-    fit(model, data(), epochs=1, optimizer=sgd)
+    with pytest.warns(ZerosWarning, match=r"weights are mostly zero \(0\.weight 75 %\) and no mask holds them"):
+        fit(model, data(), epochs=1, optimizer=sgd)
     assert not torch.equal(model[0].weight[~masks.mask], weight[~masks.mask]), "the hook went with the run"
 
 

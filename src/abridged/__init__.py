@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from abridged.pruning.masks import Masks as Masks
     from abridged.pruning.prune import prune as prune
     from abridged.pruning.regrow import Regrowth as Regrowth
+    from abridged.pruning.rewind import Ticket as Ticket
+    from abridged.pruning.rewind import find_ticket as find_ticket
+    from abridged.pruning.sensitivity import Sensitivity as Sensitivity
+    from abridged.pruning.sensitivity import sensitivity as sensitivity
+    from abridged.pruning.shrink import shrink as shrink
+    from abridged.pruning.solvers import reestimate as reestimate
     from abridged.recipe import Budget as Budget
     from abridged.recipe import Recipe as Recipe
     from abridged.run import Compressed as Compressed
@@ -46,18 +52,24 @@ _HOME = {
     "Measurement": "measurement.measure",
     "Recipe": "recipe",
     "Regrowth": "pruning.regrow",
+    "Ticket": "pruning.rewind",
+    "Sensitivity": "pruning.sensitivity",
     "UnsupportedError": "errors",
     "capture": "graph.capture",
     "compress": "run",
     "deploy": "delivery",
     "distill": "distillation.distill",
     "evaluate": "data",
+    "find_ticket": "pruning.rewind",
     "fit": "training",
     "load": "delivery",
     "load_into": "weights",
     "measure": "measurement.measure",
     "prune": "pruning.prune",
+    "reestimate": "pruning.solvers",
     "save": "weights",
+    "sensitivity": "pruning.sensitivity",
+    "shrink": "pruning.shrink",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -8,6 +8,7 @@ TABLES = {
     "allocations": ("pruning.allocation", "ALLOCATIONS"),
     "schedules": ("pruning.schedules", "SCHEDULES"),
     "losses": ("distillation.losses", "LOSSES"),
+    "courses": ("distillation.courses", "SHAPES"),
     "targets": ("targets", "TARGETS"),
     "data": ("data.sets", "DATASETS"),
     "steps": ("recipe", "STEPS"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +116,14 @@ def deploy(
     ] = None,
     data: Annotated[str | None, typer.Option(help="take the example input from this data instead")] = None,
     threads: Threads = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(help="of targets native and c: native, x86-64-v3, aarch64, riscv64, cortex-m4, generic …"),
+    ] = None,
+    cc: Annotated[str | None, typer.Option(help="of targets native and c: the C compiler, such as 'zig cc'")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="another option of the target, such as vector=0; repeat for several")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Build the artifact of MODEL for one target, run it there and compare it with PyTorch."""
@@ -123,7 +131,8 @@ def deploy(
     from abridged.sources import load_for_deploy
 
     module, example = load_for_deploy(model, weights, shape, data)
-    artifact = build(module, example, target=target, out=out, threads=threads, force=force)
+    options = {name: value for name, value in (("cpu", cpu), ("cc", cc)) if value is not None} | _options(option or ())
+    artifact = build(module, example, target=target, out=out, threads=threads, force=force, **options)
     typer.echo(f"{artifact.path}: {artifact.bytes:,} bytes for {target}; outputs equal PyTorch's within the bound")
     artifact.close()
 
@@ -139,8 +148,19 @@ def measure(
     weights: Annotated[Path | None, typer.Option(help="weights of the MODEL given with --against")] = None,
     threads: Threads = None,
     json: Annotated[Path | None, typer.Option(help="write the measurement to this file as well")] = None,
+    taken: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="what `make bench` printed on a device: add it to the ledger, measure nothing here"
+        ),
+    ] = None,
 ) -> None:
     """Measure an artifact in its runtime, interleaved with what it is compared against."""
+    if taken is not None:
+        if against or data or weights or threads or json:
+            raise InputError("--from only adds what a device measured; leave the other options away")
+        _add(artifact, taken)
+        return
     from abridged.delivery import load
     from abridged.files import write_atomic
     from abridged.measurement.measure import measure as run
@@ -157,6 +177,22 @@ def measure(
     typer.echo(str(book))
     if json:
         write_atomic(json, book.to_json().encode())
+
+
+def _add(directory: Path, taken: Path) -> None:
+    """A device's lines go to the ledger beside the artifact, and into the report."""
+    from abridged import devices
+    from abridged.ledger import Ledger
+    from abridged.report import write
+
+    found = devices.read(taken)
+    place = devices.add(directory, found)
+    for device in found:
+        typer.echo(devices.describe(device))
+    if place is None:
+        typer.echo(f"{directory}: belongs to no run, so there is no ledger that this could be added to", err=True)
+    else:
+        typer.echo(f"Added to {place / 'ledger.json'}; report: {write(Ledger.load(place / 'ledger.json'), place)}")
 
 
 @app.command()
@@ -199,6 +235,19 @@ def _version(
     if version:
         typer.echo(f"abridged {__version__}")
         raise typer.Exit
+
+
+def _options(given: Iterable[str]) -> dict[str, Any]:
+    """Options by name of "name=value" each; a value is read as in a recipe. Raises `InputError`."""
+    import yaml
+
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--option '{text}': expected NAME=VALUE, such as vector=0")
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from abridged.measurement.records import Accuracy, Environment, Practice, Record, Theory
+from abridged.measurement.records import Accuracy, Device, Environment, Practice, Record, Theory
 
 FORMAT = 1
 
@@ -56,6 +56,7 @@ class Ledger(Record):
     target: str  # of the compressed artifact
     artifact: str | None = None  # path relative to the run directory
     rows: tuple[Row, ...] = ()
+    devices: tuple[Device, ...] = ()  # the delivered artifact where it lives, by `abridged measure --from`
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
     environment: Environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from abridged.distillation import courses
 from abridged.errors import InputError, nearest
 from abridged.tables import Table
 
@@ -26,6 +27,16 @@ def _known(module: str, table: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _course(check: Callable[[Any], Any]) -> AfterValidator:
+    """Validates a number or its course in time."""
+
+    def sound(value: Any) -> Any:
+        check(value)
+        return value
+
+    return AfterValidator(sound)
 
 
 class Step(BaseModel):
@@ -72,9 +83,17 @@ class Teaching(Training):
     """Training with or without the uncompressed network as the teacher."""
 
     teacher: Literal["dense", "none"] = "dense"
-    temperature: Positive = 4.0
-    alpha: Fraction = 0.7  # weight of the teacher's soft labels
-    loss: Annotated[str, _known("distillation.losses", "LOSSES")] = "kd"
+    temperature: Annotated[Any, _course(courses.temperature)] = 4.0  # or {linear: [from, to]}, {cosine: [from, to]}
+    alpha: Annotated[Any, _course(courses.alpha)] = 0.7  # weight of the teacher's part; a course too
+    loss: Any = "kd"  # a name, {name: weight}, or a list of them
+    layers: str | list[str] | dict[str, str] | None = (
+        None  # of losses on features: the student's, or student's: teacher's
+    )
+
+    @model_validator(mode="after")
+    def _terms(self) -> Teaching:
+        importlib.import_module("abridged.distillation.terms").terms(self.loss, self.layers)
+        return self
 
 
 @STEPS.entry("prune")
@@ -90,6 +109,8 @@ class Prune(Teaching):
     pattern: Annotated[str, _known("pruning.patterns", "PATTERNS")] = "unstructured"
     allocation: Annotated[str, _known("pruning.allocation", "ALLOCATIONS")] = "global"
     schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
+    solver: Annotated[str, _known("pruning.solvers", "SOLVERS")] = "none"  # repairs the weights that stay
+    reestimate: bool = False  # the statistics of batch norms, too
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -102,6 +123,8 @@ class Prune(Teaching):
             raise ValueError("a threshold has no course in time: add schedule: one-shot")
         if self.keep is not None and self.allocation != "global":
             raise ValueError("keep counts over all layers: leave allocation at global")
+        if self.schedule != "one-shot" and (self.solver != "none" or self.reestimate):
+            raise ValueError("a solver repairs what is pruned at once: add schedule: one-shot")
         if self.schedule != "one-shot" and self.epochs == 0:
             raise ValueError(
                 f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
@@ -127,7 +150,7 @@ class Distill(Teaching):
 
     @property
     def title(self) -> str:
-        return f"Distil from the dense network ({self.epochs} epochs, T = {self.temperature:g})"
+        return f"Distil from the dense network ({self.epochs} epochs, T = {courses.told(self.temperature)})"
 
 
 @STEPS.entry("finetune")
@@ -330,14 +353,15 @@ def _build(model: type[BaseModel], data: dict[str, Any], path: Path_, fail: Any)
         known = _fields(model, loc[:-1])
         raise fail((*path, *loc), f"unknown key '{name}'{nearest(name, known)}")
     message = first["msg"].removeprefix("Value error, ")
-    unknown = first["msg"].startswith("Value error, unknown ")  # a table's own message says it all
-    given = f", not {first['input']!r}" if loc and not unknown and not isinstance(first["input"], dict) else ""
+    ours = isinstance(first.get("ctx", {}).get("error"), InputError)  # says already what was given
+    given = f", not {first['input']!r}" if loc and not ours and not isinstance(first["input"], dict) else ""
     hint = ""
     if first["type"] == "literal_error":
         message, choices = "must be one of " + first["ctx"]["expected"].replace(" or ", ", "), first["ctx"]["expected"]
         hint = nearest(str(first["input"]), [choice.strip("' ") for choice in choices.replace(" or ", ",").split(",")])
         hint = hint if "did you mean" in hint else ""
-    raise fail((*path, *loc), f"{name}: {message[0].lower() + message[1:]}{given}{hint}")
+    named = "" if ours and message.startswith(name) else f"{name}: "
+    raise fail((*path, *loc), f"{named}{message[0].lower() + message[1:]}{given}{hint}")
 
 
 def _fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

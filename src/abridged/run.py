@@ -27,6 +27,8 @@ from abridged import recipe as recipes
 from abridged import report, sources
 from abridged.data import Data, check
 from abridged.delivery import deliver
+from abridged.distillation.arrange import arranged
+from abridged.distillation.terms import terms
 from abridged.errors import GateError, InputError, nearest
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
@@ -39,7 +41,7 @@ from abridged.measurement.theory import theory
 from abridged.progress import bar
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
-from abridged.recipe import Budget, Prune, Recipe, Step, Training
+from abridged.recipe import Budget, Prune, Recipe, Step, Teaching, Training
 from abridged.rundir import fingerprint, prepare
 from abridged.steps import RUNNERS, Outcome, Work, join, train
 from abridged.targets import TARGETS
@@ -147,6 +149,11 @@ def _rehearse(plan: Plan, module: nn.Module) -> None:
             prune(copy.deepcopy(module), 0.5, include=step.include, exclude=step.exclude)
         if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
             raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
+        if isinstance(step, Teaching) and step.teacher == "dense" and step.epochs:
+            arranged(
+                copy.deepcopy(module), module, plan.data, terms(step.loss, step.layers),
+                alpha=step.alpha, temperature=step.temperature,
+            )  # fmt: skip
     options = TARGETS[plan.target]().options
     for name in plan.recipe.deploy.options.keys() - options.keys():
         raise InputError(f"deploy: target '{plan.target}' has no option '{name}'{nearest(name, options)}")

@@ -62,7 +62,7 @@ def train(work: Work, options: Training, checkpoint: Path) -> Outcome:
     if isinstance(options, Teaching) and options.teacher == "dense":
         history = distill_fit(
             work.model, work.teacher, work.data,
-            temperature=options.temperature, alpha=options.alpha, loss=options.loss, **common,
+            temperature=options.temperature, alpha=options.alpha, loss=options.loss, layers=options.layers, **common,
         )  # fmt: skip
     else:
         history = fit(work.model, work.data, **common)
@@ -83,6 +83,10 @@ def remove(work: Work, options: Prune, checkpoint: Path) -> Outcome:
         pattern=options.pattern,
         allocation=options.allocation,
         schedule=options.schedule,
+        solver=options.solver,
+        reestimate=options.reestimate,
+        data=work.data,
+        seed=work.seed,
         steps=max(1, round(options.ramp * updates)) if gradual else None,
         include=options.include,
         exclude=options.exclude,

@@ -81,6 +81,11 @@ def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ..
     return (*flags_of(compiler, cpu), *(("-mprefer-vector-width=512",) if wide else ()))
 
 
+def vector_registers(needed: Sequence[str]) -> int:
+    """How many vector registers the sums of a kernel may fill on such a machine: x86 before AVX-512 has 16, others 32."""
+    return 16 if needed[0] == "x86_64" and "avx512f" not in needed else 32
+
+
 def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     """What a machine must be and have to run what is built so, by the macros that the compiler defines: "x86_64", "avx2" …"""
     defined = set(re.findall(r"#define __(\w+?)(?:__)? ", run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])))
@@ -103,7 +108,18 @@ def build_library(
 ) -> None:
     """Compile each source of a directory, in its number of parts, side by side; link them into `out`.
 
-    Raises `CompilerError` with the compiler's first error."""
+    Raises `CompilerError` with the compiler's first error and where the sources are kept."""
+    try:
+        _compile(sources, directory, out, compiler, flags)
+    except CompilerError as error:
+        kept = tempfile.mkdtemp(prefix="abridged-sources-")
+        shutil.copytree(directory, kept, dirs_exist_ok=True)
+        raise CompilerError(f"{error}; the sources are in {kept}".replace(str(directory), kept)) from None
+
+
+def _compile(
+    sources: Mapping[str, int], directory: Path, out: Path, compiler: Sequence[str], flags: Sequence[str]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="abridged-build-") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [(name, part, parts) for name, parts in sources.items() for part in range(parts)]
 
@@ -124,5 +140,5 @@ def run(command: Sequence[str]) -> str:
     if done.returncode:
         lines = done.stderr.splitlines()
         first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise CompilerError(f"the C compiler failed: {first.strip()}  [{' '.join(command)}]")
+        raise CompilerError(f"{command[0]} failed: {first.strip()}")
     return done.stdout

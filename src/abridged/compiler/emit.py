@@ -187,7 +187,11 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
     mask = f"(const int32_t *)m + {plan.masks[step.mask]}" if step.mask else "0"
     clears = "".join(f"memset({address(layout)}, 0, {4 * n}); " for layout, n in step.clears)
     if step.choice.call.family:
-        packed = 0 if step.weight is None else blob.add(_packed(step))
+        packed = (
+            0
+            if step.weight is None
+            else blob.add(kernels.FORMATS[step.choice.format].pack(step.grouped, dict(step.choice.tile)))
+        )
         bias = 0 if step.bias is None else blob.add(_biases(step.bias))
         residual = address(step.residual) if step.residual else "0"
         fields = f"{address(step.reads[0])}, {address(step.write)}, {residual}, w + {packed}, (const float *)(w + {bias}), {mask}"
@@ -198,14 +202,6 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
     return (
         f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
     )
-
-
-def _packed(step: Step) -> bytes:
-    assert step.weight is not None
-    rows, channels, taps = step.weight.shape
-    groups = int(dict(step.choice.call.macros).get("G", 1))
-    grouped = step.weight.reshape(groups, rows // groups, channels, taps)
-    return kernels.FORMATS[step.choice.format].pack(grouped, dict(step.choice.tile))
 
 
 def _biases(bias: Weights) -> bytes:

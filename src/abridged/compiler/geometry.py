@@ -81,7 +81,9 @@ class Geometry:
             return
         self._add(y)
         window = Window(self.graph, node, y)
-        if window.strided:
+        if window.strided and self._shape(node.inputs[1] or "")[1] == 1:  # depthwise: picked from x as it lies
+            self._ask(x, f"{y}.x", window)
+        elif window.strided:
             self._add(f"{y}.x", window.phase_sizes)
             self._union(f"{y}.x", y)
         else:

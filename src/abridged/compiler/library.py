@@ -166,5 +166,8 @@ def _pointer(array: Array) -> ctypes.c_void_p:
 
 
 if __name__ == "__main__":
-    for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
-        np.save(f"output{i}.npy", output)
+    try:
+        for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
+            np.save(f"output{i}.npy", output)
+    except (LibraryError, OSError, ValueError) as error:
+        sys.exit(f"run.py: {error}")

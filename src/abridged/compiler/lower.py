@@ -255,6 +255,9 @@ def _conv(low: Lowering, group: Group) -> None:
         ]
         matvec(low, group, x, flat[:, :, centre[0]] if centre else flat[:, :, 0] * 0, bias)
         return
+    if window.strided and flat.shape[1] == 1:
+        depthwise_strided(low, group, x, flat, bias, window)
+        return
     target = low.place(y)
     if window.strided:
         source, offsets = split_phases(low, node, x, y, window, taps)
@@ -268,6 +271,21 @@ def _conv(low: Lowering, group: Group) -> None:
             for tap in taps
         ]
     rows(low, group, source, target, 1, flat, bias, groups, offsets)
+
+
+def depthwise_strided(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights, window: Window) -> None:
+    """A strided convolution of single channels: so little is computed that moving x into phases would take longest."""
+    node, y = group.anchor, group.output
+    source, target = low.rows(node, x, f"{y}.x"), low.place(y)
+    residual = _like(low, node, group.operands[0], y, target, 1) if group.operands else None
+    macros = macros_of_window(low, node, window, x, y, source, target) | {
+        "O": weight.shape[0] // low.shape(x)[1],
+        "G": low.shape(x)[1],
+        "RROW": residual.strides[1] if residual else 0,
+        **_epilogue(group),
+    }
+    choice = Choice(Call("depthwise_strided", tuple(macros.items())))
+    low.add(Step(node, (choice,), (source,), target, residual, weight, bias))
 
 
 def _linear_inputs(low: Lowering, node: Node) -> tuple[str, Weights, Weights]:

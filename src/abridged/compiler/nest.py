@@ -56,6 +56,7 @@ LOCAL void NAME(const struct nest *a, long begin, long end) {{
 def elementwise(node: Node, shape: tuple[int, ...], reads: Sequence[Layout], write: Layout, text: str) -> Step:
     """`write` = `text` of `reads`, whose strides are 0 where they broadcast; all have the axes of `shape`."""
     choice = (Choice(_call(shape, reads, write, text)),)
+    # Its own rows alone: others may lie in the same buffer. What comes before the first row is cleared with the buffer.
     clears = ((write, extent(shape, write)),) if write.zero else ()
     return Step(node, choice, tuple(reads), write, clears=clears)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import abridged.compiler.arithmetic
 import abridged.compiler.columns
 import abridged.compiler.reduce  # noqa: F401  (their entries of LOWER and ANY)
+from abridged.compiler.channels import drop_channels
 from abridged.compiler.emit import Sources, emit
 from abridged.compiler.fold import drop_dead, fold_batch_norms, fold_constants, lower_batch_norms
 from abridged.compiler.fuse import fuse
@@ -23,12 +24,14 @@ from abridged.graph.verify import verify
 PASSES: dict[str, Callable[[Graph], Graph]] = {
     "fold_constants": fold_constants,
     "fold_batch_norms": fold_batch_norms,
+    "drop_channels": drop_channels,
     "drop_dead": drop_dead,
 }
 
 
-def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
-    """Decide everything. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
+def plan(graph: Graph, without: Collection[str] = (), registers: int = 16) -> Plan:
+    """Decide everything, for a machine of so many vector registers. `without` names passes to leave out, "fuse" and
+    "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
@@ -37,7 +40,7 @@ def plan(graph: Graph, without: Collection[str] = ()) -> Plan:
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
     lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
-    return plan_memory(select(lowered), reuse="reuse" not in without)
+    return plan_memory(select(lowered, registers), reuse="reuse" not in without)
 
 
 def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:

@@ -122,6 +122,13 @@ class Step:
     def choice(self) -> Choice:
         return self.choices[0]
 
+    @property
+    def grouped(self) -> Weights:
+        """The weight as formats pack it: (groups, outputs of one, channels, taps)."""
+        assert self.weight is not None
+        groups = int(dict(self.choice.call.macros).get("G", 1))
+        return self.weight.reshape(groups, -1, *self.weight.shape[1:])
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -13,32 +13,52 @@ SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster
 UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
 
 
-def select(plan: Plan) -> Plan:
-    """Give every step its choices, the preferred one first."""
-    return replace(plan, steps=tuple(replace(step, choices=choices(step)) for step in plan.steps))
+def select(plan: Plan, registers: int = 16) -> Plan:
+    """Give every step its choices for a machine of so many vector registers, the preferred one first."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step, registers)) for step in plan.steps))
 
 
 def _can(family: kernels.Family, step: Step) -> bool:
     """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own."""
     given = {name.partition("(")[0] for name, _ in step.choice.call.macros} | set(family.tiles[0])
-    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op == "conv"
+    depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op != "linear"
     return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
-def choices(step: Step) -> tuple[Choice, ...]:
+def choices(step: Step, registers: int = 16) -> tuple[Choice, ...]:
     """All kernels that can run a step."""
     call = step.choice.call
     if not call.family:
         return step.choices
-    able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
+    found = [
+        (family, tile)
+        for family in kernels.families().values()
+        if family.op == call.family and _can(family, step)
+        for tile in (family.tiles or ({},))
+        if _fits(family, tile, step) and _in_registers(tile, registers)
+    ]
     zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
-    able.sort(key=lambda family: (family.format == "dense") == (zeros >= SPARSE))
+    found.sort(key=lambda choice: (_is_dense(choice[0]) == (zeros >= SPARSE), -choice[0].rank))
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
-        able = [family for family in able if (family.format == "dense") == (able[0].format == "dense")]
+        found = [choice for choice in found if _is_dense(choice[0]) == _is_dense(found[0][0])]
     return tuple(
         Choice(
             replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
         )
-        for family in able
-        for tile in (family.tiles or ({},))
+        for family, tile in found
     )
+
+
+def _in_registers(tile: kernels.Tile, registers: int) -> bool:
+    """Whether a tile of several rows fills the machine's registers with its sums, and no more."""
+    rows = tile.get("M", tile.get("BR", 1)) if "NV" in tile else 1
+    return rows == 1 or registers // 2 < rows * tile["NV"] + 2 <= registers
+
+
+def _is_dense(family: kernels.Family) -> bool:
+    return family.format == "none" or kernels.FORMATS[family.format].dense
+
+
+def _fits(family: kernels.Family, tile: kernels.Tile, step: Step) -> bool:
+    """Whether the weight has the form that the family's format is made for."""
+    return step.weight is None or kernels.FORMATS[family.format].fits(step.grouped, tile)

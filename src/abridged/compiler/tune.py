@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from abridged import files
 from abridged.compiler.library import Array, Library
 from abridged.compiler.plan import Choice, Plan, Step
 
-ROUNDS = 7
+ROUNDS = 7, 60  # at least and at most; between them until SECONDS have passed
+SECONDS = 2.0
 
 Build = Callable[[Plan, Path], None]  # writes model.so and weights.bin of a plan into a directory
 
@@ -56,7 +58,11 @@ def _measured(
             directory.mkdir()
             build(replace(plan, steps=tuple(steps)), directory)
             libraries.append(Library(directory, threads))
-        runs = np.array([[lib.step_times(inputs, outputs) for lib in libraries] for _ in range(ROUNDS)])
+        rounds: list[list[list[float]]] = []
+        end = time.perf_counter() + SECONDS
+        while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() < end):
+            rounds.append([library.step_times(inputs, outputs) for library in libraries])
+        runs = np.array(rounds)
         for library in libraries:
             library.close()
     least = runs.min(axis=0)  # (variant, step)

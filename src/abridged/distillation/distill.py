@@ -1,26 +1,34 @@
-"""`distill`: train a student on a teacher's outputs. The teacher is only looked at: not a bit of it changes."""
+"""`distill`: train a student on what a teacher says. The teacher is only looked at: not a bit of it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from abridged.data import Batch, Data, check, forward, logits
-from abridged.data.batches import each
-from abridged.data.evaluate import judging
-from abridged.distillation.losses import LOSSES, Outputs
-from abridged.errors import InputError
-from abridged.training import History, fit, train_device
+from abridged.data import Batch, Data
+from abridged.distillation import courses
+from abridged.distillation.arrange import Teachers, arranged, listed
+from abridged.distillation.cache import Remembered
+from abridged.distillation.courses import Course
+from abridged.distillation.lesson import Lesson
+from abridged.distillation.taps import tapped
+from abridged.distillation.teachers import Teacher, heard, present
+from abridged.distillation.terms import Layers, Term, terms
+from abridged.training import Callback, History, adamw, fit, train_device
 from abridged.training.checkpoint import digest
+from abridged.training.options import MakeOptimizer
+from abridged.training.processes import join
 from abridged.training.surroundings import borrowed
 
 
-def distill(student: nn.Module, teacher: nn.Module, data: Data, *, epochs: int = 20, **options: Any) -> nn.Module:
-    """Train `student` in place on the outputs of `teacher`, and return it. Options are those of `distill_fit`.
+def distill(student: nn.Module, teacher: Teachers, data: Data, *, epochs: int = 20, **options: Any) -> nn.Module:
+    """Train `student` in place on what `teacher` says, and return it. Options are those of `distill_fit`.
 
     >>> from abridged.data.sets import get
     >>> teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
@@ -33,56 +41,106 @@ def distill(student: nn.Module, teacher: nn.Module, data: Data, *, epochs: int =
 
 def distill_fit(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teachers,
     data: Data,
     *,
-    temperature: float = 4.0,
-    alpha: float = 0.7,
-    loss: str = "kd",
+    temperature: Course = 4.0,
+    alpha: Course = 0.7,
+    loss: Any = "kd",
+    layers: Layers | None = None,
+    teacher_weights: Sequence[float] | None = None,
+    cache: str | Path | None = None,
     epochs: int = 20,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    optimizer: MakeOptimizer = adamw,
     device: str | torch.device | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> History:
-    """Train `student` in place with a loss of `LOSSES`; further options are those of `training.fit`. Returns its History.
+    """Train `student` in place on (1 − α)·(the data's own loss) + α·Σ weight·loss; returns its History.
 
-    The teacher runs in eval mode, without gradients; its weights, statistics, modes and `requires_grad` stay as they
-    are. With alpha = 1 the labels are not used and may be absent.
+    `loss`: a name of `LOSSES`, {name: weight}, or a list of these and of {"name": …, "weight": …, "layers": …, option: …}.
+    `layers`, for losses on features: a module path that both have, a list of them, or {student's: teacher's}; `*` is one
+    part of a path, `path:1` the second output of a module. Adapters between different shapes are made from the shapes,
+    trained with the student, and thrown away. `alpha` and `temperature`: numbers, {"linear": [from, to]},
+    {"cosine": [from, to]}, or callables of t in [0, 1]. With alpha = 1 throughout, labels may be absent.
 
-    Raises `InputError` for a teacher that is the student or shares parameters with it, that has other classes or gives
-    NaN, for temperature ≤ 0 and alpha outside [0, 1]; then nothing was trained."""
-    function = partial(LOSSES[loss], temperature=temperature, alpha=alpha)
-    check(data, student, labels=alpha < 1)
-    _compatible(student, teacher, data, function)
+    `teacher`: one network, several (each loss is their mean, weighted by `teacher_weights`; for `kd` the gradient is that
+    of the mean of their probabilities), or None for losses that need none. It runs in eval mode, without gradients; its
+    weights, statistics, modes and `requires_grad` stay as they are. `cache`: a directory for its answers, kept by the
+    bits of the input, so that a replay always fits the augmentation. Further options are those of `training.fit`.
 
-    def objective(outputs: Any, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            taught = Outputs(logits(forward(teacher, batch.x)))
-        return function(Outputs(logits(outputs)), taught, batch)
+    Raises `InputError`, before any training, for a teacher that is the student or shares parameters with it, that has
+    other classes or gives NaN, for numbers out of range, unknown losses, layers that are missing or cannot be compared."""
+    chosen = terms(loss, layers)
+    lesson = arranged(
+        student, teacher, data, chosen, alpha=alpha, temperature=temperature, weights=teacher_weights,
+        steps=_steps(data, epochs, batch_size, accumulate), seed=options.get("seed", 0),
+    )  # fmt: skip
+    teachers, home = listed(teacher), train_device(student, device)
+    identity = _identity(chosen, alpha, temperature, teachers, lesson, teacher_weights)
+    options = {"label": "distil", **options, "identity": {**identity, **(options.get("identity") or {})}}
+    with ExitStack() as stack:
+        asked: list[Teacher] = []
+        watching: list[Callback] = [lesson]
+        for number, model in enumerate(teachers):
+            stack.enter_context(borrowed(model, home))
+            model.eval()
+            answering: Teacher = stack.enter_context(present(model, lesson.specs(number), lesson.reads_logits))
+            if cache is not None:
+                kept = Remembered(answering, Path(cache), options.get("precision", "fp32"), join(home, device).rank)  # type: ignore[arg-type]
+                stack.callback(kept.flush)
+                watching.append(kept)
+                answering = kept
+            asked.append(answering)
+        lesson.adapters.to(home)
+        mine = lesson.specs(None)
+        taps = stack.enter_context(tapped(student, mine, "student"))
 
-    hyper = {"distillation": [loss, temperature, alpha], "teacher": digest(teacher.state_dict().values())}
-    options = {"label": "distil", **options, "identity": {**hyper, **(options.get("identity") or {})}}
-    with borrowed(teacher, train_device(student, device)):
-        teacher.eval()
-        return fit(student, data, objective=objective, epochs=epochs, device=device, **options)
+        def objective(outputs: Any, batch: Batch) -> Tensor:
+            share = lesson.alpha
+            total = torch.zeros((), device=home)
+            if share < 1:
+                total = total + (1 - share) * data.loss_function(outputs, batch.y)
+            if share > 0:
+                said = heard(outputs, batch.size, taps, mine, lesson.reads_logits)
+                total = total + share * lesson.loss(said, [one.answer(batch.x) for one in asked], batch)
+            return total
+
+        return fit(
+            student, data, objective=objective, epochs=epochs, batch_size=batch_size, accumulate=accumulate,
+            optimizer=_with(lesson.adapters, optimizer), device=device, callbacks=[*watching, *callbacks], **options,
+        )  # fmt: skip
 
 
-def _compatible(student: nn.Module, teacher: nn.Module, data: Data, function: Callable[..., Tensor]) -> None:
-    """Refuse, before any training, a pair that cannot learn from each other, by the loss of two samples."""
-    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
-        what = "is the student" if teacher is student else "shares parameters with the student"
-        raise InputError(f"the teacher {what}: give a copy, copy.deepcopy(model), made before the student is changed")
-    if data.loss == "mse":
-        raise InputError("distillation is for classification: the data's loss is mse, not cross-entropy")
-    batch = next(iter(data.batches("train", 2))).rows(slice(0, 2))
-    mine, taught = (_outputs(model, batch) for model in (student, teacher))
-    if mine.logits.shape[1:] != taught.logits.shape[1:]:
-        counts = f"{taught.logits.shape[1]} classes and the student {mine.logits.shape[1]}"
-        raise InputError(f"the teacher has {counts}: both must give the same ones")
-    if not taught.logits.isfinite().all():
-        raise InputError("the teacher gives NaN or infinity: load other weights")
-    function(mine, taught, batch)
+def _with(adapters: nn.Module, optimizer: MakeOptimizer) -> MakeOptimizer:
+    """An optimizer of the student's parameters that trains the adapters too."""
+    more = list(adapters.parameters())
+    if not more or not callable(optimizer) or isinstance(optimizer, Optimizer):
+        return optimizer
+    make: Callable[[Iterable[nn.Parameter]], Optimizer] = optimizer
+    return lambda parameters: make([*parameters, *more])
 
 
-def _outputs(model: nn.Module, batch: Batch) -> Outputs:
-    with judging(model) as device:
-        return Outputs(logits(forward(model, each(batch.x, lambda x: x.to(device)))).cpu())
+def _steps(data: Data, epochs: int, batch_size: int, accumulate: int) -> int:
+    """Of the whole training; numbers that are none are `fit`'s to refuse."""
+    if any(not isinstance(n, int) or n < 1 for n in (epochs, batch_size, accumulate)):
+        return 1
+    return max(1, epochs * -(-len(data.batches("train", batch_size, shuffle=True)) // accumulate))
+
+
+def _identity(
+    chosen: list[Term],
+    alpha: Course,
+    temperature: Course,
+    teachers: Sequence[nn.Module],
+    lesson: Lesson,
+    weights: Sequence[float] | None,
+) -> dict[str, Any]:
+    """What must be equal for a resume to be exact."""
+    return {
+        "distillation": f"{chosen} T {courses.told(temperature)} alpha {courses.told(alpha)} {weights}",
+        "teacher": [digest(teacher.state_dict().values()) for teacher in teachers],
+        "adapters": digest(lesson.adapters.state_dict().values()),
+    }

@@ -116,14 +116,14 @@ def attention(node: Node, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...])
 def einsum(node: Node, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) -> int:
     """Two operands at a time, from the left; a product that sums over no shared axis is elementwise and costs 0."""
     equation = str(node.attrs["equation"])
-    terms, kept = _terms(equation, [len(shape) for shape in inputs])
+    factors, kept = terms(equation, [len(shape) for shape in inputs])
     sizes: dict[str, int] = {}
-    for term, shape in zip(terms, inputs, strict=True):
+    for term, shape in zip(factors, inputs, strict=True):
         for axis, size in zip(term, shape, strict=True):
             sizes[axis] = max(size, sizes.get(axis, 1))
-    macs, left = 0, set(terms[0])
-    for i, right in enumerate(map(set, terms[1:]), start=1):
-        later = set(kept).union(*terms[i + 1 :])
+    macs, left = 0, set(factors[0])
+    for i, right in enumerate(map(set, factors[1:]), start=1):
+        later = set(kept).union(*factors[i + 1 :])
         # What one side alone has and nobody needs later is summed before the product.
         both = (left & right) | ((left | right) & later)
         if (left & right) - later:
@@ -132,10 +132,10 @@ def einsum(node: Node, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) ->
     return macs
 
 
-def _terms(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """One letter per axis of each operand and of the output; `...` becomes letters that no equation has.
+def terms(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Of an einsum: one letter per axis of each operand and of the output; `...` becomes letters that no equation has.
 
-    >>> _terms("...ij, jk", [3, 2])
+    >>> terms("...ij, jk", [3, 2])
     (['①ij', 'jk'], '①ik')
     """
     left, arrow, right = equation.replace(" ", "").partition("->")

@@ -17,7 +17,7 @@ INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
     for (int first = 0; first < LINE_VECTORS; first += NV) {
         const int count = MIN(NV, LINE_VECTORS - first);
         V sum[NV];
-        for (int j = 0; j < NV; j++) sum[j] = v_set(a->b[c]);
+        for (int j = 0; j < NV; j++) sum[j] = v_set(0.0f);
         for (int ky = 0; ky < KH; ky++)
             for (int kx = 0; kx < KW; kx++)
                 for (int j = 0; j < count; j++)
@@ -25,7 +25,7 @@ INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
         for (int j = 0; j < count; j++) {
             V r = RESIDUAL ? v_load(a->r + c * RROW + n * YSTACK + oy * YPITCH + (first + j) * LANES) : v_set(0.0f);
             (void)r;
-            NAME(put)(a, c, n, oy, first + j, EPILOGUE(sum[j], r));
+            NAME(put)(a, c, n, oy, first + j, EPILOGUE((sum[j] + a->b[c]), r));
         }
     }
 }

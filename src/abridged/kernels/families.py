@@ -29,6 +29,7 @@ class Family:
     macros: tuple[str, ...]
     tiles: tuple[Tile, ...]
     source: str
+    rank: int = 0  # of the families that can, the highest is tried first
 
 
 def _text(name: str) -> str:

@@ -17,10 +17,14 @@ Tile = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Format:
-    """`pack` is deterministic and names channels and taps, never positions; `unpack` is its exact inverse."""
+    """`pack` is deterministic and names channels and taps, never positions; `unpack` is its exact inverse.
+
+    `dense` formats store zeros as any other weight. `fits` says whether a weight has the form that the tile is for."""
 
     pack: Callable[[np.ndarray, Tile], bytes]
     unpack: Callable[[bytes, Shape, Tile], np.ndarray]
+    dense: bool = False
+    fits: Callable[[np.ndarray, Tile], bool] = lambda weight, tile: True
 
 
 FORMATS = Table[Format]("weight format")
@@ -81,7 +85,7 @@ def unpack_dense(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
     return weight.reshape(shape)
 
 
-FORMATS.entry("dense")(Format(pack_dense, unpack_dense))
+FORMATS.entry("dense")(Format(pack_dense, unpack_dense, dense=True))
 
 
 def pack_csr(weight: np.ndarray, tile: Tile) -> bytes:
@@ -109,6 +113,121 @@ def unpack_csr(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
 FORMATS.entry("csr")(Format(pack_csr, unpack_csr))
 
 
+def pack_csr_panels(weight: np.ndarray, tile: Tile) -> bytes:
+    """The inputs (channel · T + tap) cut into panels of at most K; the non-zeros by group, panel and row.
+
+    Starts of every piece of ROWS rows (uint32), values (float32), indices within the panel (uint8), counts of every row
+    in every panel (uint8)."""
+    groups, outputs, channels, taps = weight.shape
+    flat = weight.reshape(groups, outputs, -1)
+    units = [flat[g, :, inputs] for g in range(groups) for inputs in cut(channels * taps, tile["K"])]
+    counts = np.concatenate([np.count_nonzero(unit, axis=1) for unit in units])
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    first = np.arange(len(units))[:, None] * outputs + np.arange(0, outputs, tile["ROWS"])
+    starts = np.append(ends[first.ravel()], ends[-1]).astype(np.uint32)
+    found = [np.nonzero(unit) for unit in units]
+    values = np.concatenate([unit[at] for unit, at in zip(units, found, strict=True)]).astype(np.float32)
+    indices = np.concatenate([inputs for _, inputs in found]).astype(np.uint8)
+    return sections(starts, values, indices, counts.astype(np.uint8))
+
+
+def unpack_csr_panels(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
+    """Inverse of `pack_csr_panels`."""
+    groups, outputs, channels, taps = shape
+    cuts = cut(channels * taps, tile["K"])
+    units = groups * len(cuts)
+    starts, at = _section(data, 0, np.uint32, units * -(-outputs // tile["ROWS"]) + 1)
+    values, at = _section(data, at, np.float32, int(starts[-1]))
+    indices, at = _section(data, at, np.uint8, int(starts[-1]))
+    counts, at = _section(data, at, np.uint8, units * outputs)
+    unit, row = np.divmod(np.repeat(np.arange(units * outputs), counts), outputs)
+    group, panel = np.divmod(unit, len(cuts))
+    weight = np.zeros((groups, outputs, channels * taps), np.float32)
+    weight[group, row, np.array([piece.start for piece in cuts])[panel] + indices] = values
+    return weight.reshape(shape)
+
+
+FORMATS.entry("csr_panels")(Format(pack_csr_panels, unpack_csr_panels))
+
+
+FULL = 0.9  # share of the weights within kept blocks (or among N of M) that must not be zero for the form to pay
+
+
+def _blocks(weight: np.ndarray, tile: Tile) -> np.ndarray:
+    """(bands, blocks along the inputs, BC, BR): a weight of G · O rows and C · T inputs in blocks of BR rows and BC inputs."""
+    groups, outputs, channels, taps = weight.shape
+    rows, columns = groups * outputs // tile["BR"], channels * taps // tile["BC"]
+    return weight.reshape(rows, tile["BR"], columns, tile["BC"]).transpose(0, 2, 3, 1)
+
+
+def fits_blocks(weight: np.ndarray, tile: Tile) -> bool:
+    """Whether whole blocks are zero or (nearly) full."""
+    _, outputs, channels, taps = weight.shape
+    if outputs % tile["BR"] or channels * taps % tile["BC"]:
+        return False
+    kept = int((_blocks(weight, tile) != 0).any(axis=(2, 3)).sum()) * tile["BR"] * tile["BC"]
+    return kept > 0 and bool(np.count_nonzero(weight) >= FULL * kept)
+
+
+def pack_blocks(weight: np.ndarray, tile: Tile) -> bytes:
+    """Starts of the bands of BR rows (uint32), blocks (float32), first inputs / BC (uint16 where that fits)."""
+    blocks = _blocks(weight, tile)
+    band, column = np.nonzero((blocks != 0).any(axis=(2, 3)))
+    starts = np.searchsorted(band, np.arange(len(blocks) + 1)).astype(np.uint32)
+    indices = column.astype(_block_index(blocks.shape[1]))
+    return sections(starts, blocks[band, column].astype(np.float32), indices)
+
+
+def unpack_blocks(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
+    """Inverse of `pack_blocks`."""
+    groups, outputs, channels, taps = shape
+    bands, columns = groups * outputs // tile["BR"], channels * taps // tile["BC"]
+    starts, at = _section(data, 0, np.uint32, bands + 1)
+    values, at = _section(data, at, np.float32, int(starts[-1]) * tile["BR"] * tile["BC"])
+    indices, at = _section(data, at, _block_index(columns), int(starts[-1]))
+    blocks = np.zeros((bands, columns, tile["BC"], tile["BR"]), np.float32)
+    band = np.repeat(np.arange(bands), np.diff(starts))
+    blocks[band, indices] = values.reshape(-1, tile["BC"], tile["BR"])
+    return blocks.transpose(0, 3, 1, 2).reshape(shape)
+
+
+def _block_index(columns: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if columns <= 1 << 16 else np.uint32
+
+
+FORMATS.entry("blocks")(Format(pack_blocks, unpack_blocks, fits=fits_blocks))
+
+
+def fits_nm(weight: np.ndarray, tile: Tile) -> bool:
+    """Whether at most (and nearly always) N of every M neighbouring inputs are not zero."""
+    _, _, channels, taps = weight.shape
+    if channels * taps % tile["M"]:
+        return False
+    counts = np.count_nonzero(weight.reshape(-1, tile["M"]), axis=1)
+    return int(counts.max()) <= tile["N"] and int(counts.sum()) >= FULL * tile["N"] * len(counts)
+
+
+def pack_nm(weight: np.ndarray, tile: Tile) -> bytes:
+    """N values (float32) of every M inputs, in order, and which of the M they are (uint8)."""
+    quads = weight.reshape(-1, tile["M"])
+    which = np.sort(np.argsort(quads == 0, axis=1, kind="stable")[:, : tile["N"]], axis=1)
+    values = np.take_along_axis(quads, which, axis=1)
+    return sections(np.ascontiguousarray(values, np.float32), which.astype(np.uint8))
+
+
+def unpack_nm(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
+    """Inverse of `pack_nm`."""
+    quads = int(np.prod(shape)) // tile["M"]
+    values, at = _section(data, 0, np.float32, quads * tile["N"])
+    which, at = _section(data, at, np.uint8, quads * tile["N"])
+    weight = np.zeros((quads, tile["M"]), np.float32)
+    np.put_along_axis(weight, which.reshape(quads, -1).astype(np.intp), values.reshape(quads, -1), axis=1)
+    return weight.reshape(shape)
+
+
+FORMATS.entry("nm")(Format(pack_nm, unpack_nm, fits=fits_nm))
+
+
 def pack_columns(weight: np.ndarray, tile: Tile) -> bytes:
     """For one position: outputs in panels of at most M sixteens (zeros fill the last), side by side for each input."""
     outputs, inputs = weight.shape[1], weight.shape[2]
@@ -126,11 +245,12 @@ def unpack_columns(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
     return np.concatenate([panel.reshape(inputs, -1).T for panel in panels])[:outputs].reshape(shape)
 
 
-FORMATS.entry("columns")(Format(pack_columns, unpack_columns))
+FORMATS.entry("columns")(Format(pack_columns, unpack_columns, dense=True))
 
 FORMATS.entry("taps")(
     Format(
         lambda weight, tile: sections(np.ascontiguousarray(weight, np.float32)),
         lambda data, shape, tile: np.frombuffer(data, np.float32, int(np.prod(shape))).reshape(shape),
+        dense=True,
     )
 )

@@ -10,8 +10,6 @@ tiles:
   - {NV: 4, ROWS: 16}
   - {NV: 6, ROWS: 16}
   - {NV: 8, ROWS: 16}
-  - {NV: 3, ROWS: 16}
-  - {NV: 2, ROWS: 16}
 --- */
 /* Packed weights: starts (uint32, one per row and one more), then values (float), then indices, each section at a
  * multiple of 64 bytes. An index is channel << TAP_BITS | tap, in 16 bits where that fits. A unit of work is ROWS rows

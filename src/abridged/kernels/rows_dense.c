@@ -12,6 +12,10 @@ tiles:
   - {M: 6, NV: 4, PANELS_FIRST: 0}
   - {M: 6, NV: 4, PANELS_FIRST: 1}
   - {M: 12, NV: 2, PANELS_FIRST: 1}
+  - {M: 4, NV: 3, PANELS_FIRST: 0}
+  - {M: 4, NV: 3, PANELS_FIRST: 1}
+  - {M: 6, NV: 2, PANELS_FIRST: 0}
+  - {M: 6, NV: 2, PANELS_FIRST: 1}
 --- */
 /* Rows are cut into panels as positions are into blocks. PANELS_FIRST keeps a panel of weights in the cache while the
  * positions pass; otherwise a block of positions stays and the weights pass. */

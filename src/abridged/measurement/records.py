@@ -89,6 +89,23 @@ class Practice(Record):
     deviation: Deviation | None = None
 
 
+class Device(Record):
+    """What `make bench` of target `c` printed on a device; an emulator's line has no times."""
+
+    weights: str  # how the SHA-256 of weights.bin begins
+    machine: str
+    compiler: str
+    flags: str
+    weights_bytes: int
+    arena_bytes: int
+    threads: int
+    runs: int
+    emulated: bool
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    spread: float | None = None
+
+
 class Contender(Record):
     """One column of a Measurement: a model in a runtime."""
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from abridged.errors import InputError, nearest
+from abridged.pruning.collect import Collector
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Evidence, Regrowth
 
@@ -29,16 +30,25 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, module: nn.Module, masks: Mapping[str, Tensor], plan: Plan, *, what: str = "", left: tuple[str, ...] = ()
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        plan: Plan,
+        *,
+        what: str = "",
+        left: tuple[str, ...] = (),
+        collector: Collector | None = None,
     ) -> None:
         self.plan = plan
         self._module = module
         self._masks = dict(masks)
         self._what = what  # "3 of 3 convolutions, 1 of 1 linear layers"
         self._left = left  # lines: what was not touched, and why
+        self._collector = collector or Collector()  # gathers what the criterion needs, when it needs it
         self._step = 0
         self._optimizer: Optimizer | None = None
         self._handle: RemovableHandle | None = None
+        self._watch: RemovableHandle | None = None
 
     @classmethod
     def rebuild(cls, module: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
@@ -83,6 +93,7 @@ class Masks(Mapping[str, Tensor]):
         total = sum(mask.numel() for mask in self.values())
         removed = total - sum(int(mask.count_nonzero()) for mask in self.values())
         how = self.plan.allocation if self.plan.threshold is None else f"threshold {self.plan.threshold}"
+        how += " of MACs" if self.plan.of == "macs" else ""
         rule = f"{self.plan.criterion}, {self.plan.pattern}, {how}"
         if self.plan.regrow:
             rule += f"; step {min(self._step, self.plan.steps)} of {self.plan.steps}, regrowth: {self.plan.regrow}"
@@ -129,6 +140,8 @@ class Masks(Mapping[str, Tensor]):
             )
         self._release()
         self._optimizer = inner
+        if "movement" in self.plan.needs:
+            self._watch = inner.register_step_pre_hook(lambda *_: self._collector.watch(self._module, self))
         self._handle = inner.register_step_post_hook(lambda *_: None if _skipped(inner) else self.step())
         self.apply()
         return self._handle
@@ -144,8 +157,7 @@ class Masks(Mapping[str, Tensor]):
         if self.plan.due(self._step) and self.plan.regrow:
             self._exchange()
         elif self.plan.due(self._step):
-            weights = {name: self._module.get_parameter(name).detach() for name in self}
-            self._masks = self.plan.masks(weights, self._masks, self._step)
+            self._masks = self.plan.masks(self._module, self, self._masks, self._step, self._collector)
         self.apply()
 
     def _exchange(self) -> None:
@@ -161,7 +173,7 @@ class Masks(Mapping[str, Tensor]):
             raise InputError(
                 "regrowth needs the gradients of an optimizer step: masks.hold(optimizer), and let it step"
             )
-        for name, mask in self.plan.exchanged(layers, self._step).items():
+        for name, mask in self.plan.exchanged(self._module, layers, self._step).items():
             reset(self._state(self._module.get_parameter(name)), mask ^ self._masks[name])
             self._masks[name] = mask
 
@@ -182,22 +194,32 @@ class Masks(Mapping[str, Tensor]):
     def state_dict(self) -> State:
         """Everything a resumed run needs, flat: tensors "mask.NAME", the number of steps taken, and the plan."""
         plan = {f"plan.{key}": value for key, value in _flat(dataclasses.asdict(self.plan)).items()}
-        return {**{f"mask.{name}": mask for name, mask in self.items()}, "step": self._step, **plan}
+        masks = {f"mask.{name}": mask for name, mask in self.items()}
+        learnt = {f"movement.{name}": value for name, value in self._collector.state_dict().items()}
+        return {**masks, **learnt, "step": self._step, **plan}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
         """Continue exactly where `state_dict` was taken: masks, steps and plan are replaced, and applied.
 
         Raises `InputError`, changing nothing, when the state does not fit the module or is not one of ours."""
-        masks = {key.removeprefix("mask."): value for key, value in state.items() if key.startswith("mask.")}
+        masks = _under("mask.", state)
+        learnt = {name: value for name, value in _under("movement.", state).items() if isinstance(value, Tensor)}
         _check_fit(masks, self._module)
-        plan = _plan_of({key: value for key, value in state.items() if not key.startswith("mask.")})
-        self._masks, self.plan, self._step = {**masks}, plan, int(state["step"])  # type: ignore[dict-item]
+        plan = _plan_of({key: value for key, value in state.items() if not key.startswith(("mask.", "movement."))})
+        self._collector.check(plan.criterion, plan.needs)
+        self._collector.load_state_dict(learnt)
+        self._masks, self.plan, self._step = {**masks}, plan, int(state["step"])
         self.apply()
 
     def _release(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._optimizer = None
+        for handle in (self._handle, self._watch):
+            if handle is not None:
+                handle.remove()
+        self._handle = self._watch = self._optimizer = None
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 # --- the optimizer's state --------------------------------------------------------------------------------------------

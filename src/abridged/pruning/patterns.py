@@ -1,135 +1,186 @@
-"""Patterns: what goes together. A pattern is one small class in `PATTERNS`; here is also the exact selection itself.
+"""Patterns: what goes together. A pattern is one function in `PATTERNS` from a weight's shape to a `Layout`.
 
-A pattern sees a weight as units, each removed whole or not at all, in groups that each keep the same number of units:
-nothing but a rearrangement (groups, units, members). Unstructured (1, n, 1); blocks and rows (1, blocks, weights of
-one); N:M (n / M, M, 1). Where there is one group, units of different layers can compete with each other.
+A layout sees a weight (groups, outputs, inputs, taps) as units, each removed whole or not at all, in sets that each
+keep the same number of units: nothing but a rearrangement (sets, units, members). Unstructured is (1, n, 1); blocks and
+rows (1, blocks, weights of one); N:M (n / M, M, 1). Where there is one set, units of different layers can compete.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from abridged.errors import InputError, nearest
+from abridged.pruning.ranking import count, top
 from abridged.tables import Table
 
-SAMPLE = 1 << 15  # scores looked at to guess where the cut lies among many
-PIECE = 1 << 14  # scores compared at once
+Shape = tuple[int, int, int, int]  # groups, outputs and inputs of each, kernel taps
+F = TypeVar("F", bound="Callable[[Shape], Layout]")
 
 
-class Pattern(ABC):
-    """Which weights are removed together."""
+class MisfitError(Exception):
+    """Why a pattern does not fit a weight, in a few words."""
 
-    @abstractmethod
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes into which a weight is cut: some of them count sets, some units, some the members of a unit."""
+
+    split: tuple[int, ...]
+    sets: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
+
     def arrange(self, elements: Tensor) -> Tensor:
-        """Elements of a weight's shape, of any dtype → (groups, units, members), each in one place."""
-
-    @abstractmethod
-    def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
-        """Booleans (groups, units) → booleans of the weight's shape, equal for all members of a unit."""
+        """Elements (groups, outputs, inputs, taps) of any dtype → (sets, units, members), each in one place."""
+        size = [math.prod(self.split[axis] for axis in axes) for axes in (self.sets, self.units, self.members)]
+        return elements.reshape(self.split).permute(self._order).reshape(size)
 
     def score(self, scores: Tensor) -> Tensor:
-        """Scores of a weight's shape → scores of its units (groups, units): the sum over members."""
+        """Scores (groups, outputs, inputs, taps) → (sets, units): the sum over the members of a unit."""
         arranged = self.arrange(scores)
         return arranged.sum(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
 
+    def expand(self, kept: Tensor) -> Tensor:
+        """Booleans (sets, units) → booleans of the axes `split`, equal for all members of a unit."""
+        sizes = [self.split[axis] for axis in self._order]
+        spread = kept.reshape(sizes[: len(sizes) - len(self.members)] + [1] * len(self.members)).expand(sizes)
+        return spread.permute([self._order.index(axis) for axis in range(len(sizes))])
+
     def alive(self, kept: Tensor) -> Tensor:
-        """Booleans of a weight's shape → (groups, units): True where any member is."""
+        """Booleans (groups, outputs, inputs, taps) → (sets, units): True where any member is."""
         arranged = self.arrange(kept)
         return arranged.any(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
 
     def mask(self, units: Tensor, density: float, shape: torch.Size) -> Tensor:
-        """True for the weights of the best units of each group; see `count` and `top` for how many and for ties."""
-        return self.expand(top(units, count(density, units.shape[1])), shape)
+        """Booleans of `shape`, True for the weights of the best units of each set: `count` says how many, `top` which."""
+        return self.expand(top(units, count(density, units.shape[1]))).reshape(shape)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.sets, *self.units, *self.members)
 
 
-PATTERNS: Table[Pattern] = Table("pattern")
+@dataclass(frozen=True)
+class Pattern:
+    """What is removed together. `layout(shape)` raises `MisfitError` for a weight that it does not fit.
+
+    With a `density` the pattern itself says how much stays, and layers cannot compete. Where `outputs` is true, a unit is
+    a whole output channel."""
+
+    layout: Callable[[Shape], Layout]
+    density: float | None = None
+    outputs: bool = False
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.layout.__doc__
 
 
-class Unstructured(Pattern):
+class Patterns(Table[Pattern]):
+    """The table of patterns. Names with numbers in them, such as "2:4" and "block 4x1", are understood for any numbers."""
+
+    def __getitem__(self, name: str) -> Pattern:
+        if name not in self._entries and isinstance(name, str):
+            if found := re.fullmatch(r"([0-9]+):([0-9]+)", name):
+                return n_of_m(int(found[1]), int(found[2]))
+            if found := re.fullmatch(r"block ([0-9]+)x([0-9]+)", name):
+                return block(int(found[1]), int(found[2]))
+            raise InputError(
+                f"unknown pattern '{name}'{nearest(name, self)}; N:M is written '2:4', a block of outputs x inputs 'block 4x1'"
+            )
+        return super().__getitem__(name)
+
+    def unit(self, name: str, *, outputs: bool = False) -> Callable[[F], F]:
+        """Decorator that adds a function from a weight's shape to its layout."""
+
+        def add(layout: F) -> F:
+            self.entry(name)(Pattern(layout, outputs=outputs))
+            return layout
+
+        return add
+
+
+PATTERNS = Patterns("pattern")
+
+
+@PATTERNS.unit("unstructured")
+def unstructured(shape: Shape) -> Layout:
     """Any single weight (LeCun et al. 1990, "Optimal Brain Damage"; Han et al. 2015)."""
-
-    def arrange(self, elements: Tensor) -> Tensor:
-        return elements.reshape(1, -1, 1)
-
-    def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
-        return kept.reshape(shape)
+    return Layout((math.prod(shape), 1), units=(0,), members=(1,))
 
 
-PATTERNS.entry("unstructured")(Unstructured())
+@PATTERNS.unit("kernel")
+def kernel(shape: Shape) -> Layout:
+    """All taps of the filter from one input channel to one output channel (Mao et al. 2017)."""
+    if shape[3] == 1:
+        raise MisfitError("it has no kernel of several taps")
+    return Layout(shape, units=(0, 1, 2), members=(3,))
 
 
-def count(density: float, units: int) -> int:
-    """How many of `units` stay: the nearest whole number, ⌊density · units + ½⌋.
+@PATTERNS.unit("row", outputs=True)
+def row(shape: Shape) -> Layout:
+    """All weights into one output channel or feature, its bias left (Li et al. 2017 without the coupling)."""
+    return Layout(shape, units=(0, 1), members=(2, 3))
 
-    >>> count(0.1, 1000), count(0.5, 3), count(0.0, 7)
-    (100, 2, 0)
+
+@PATTERNS.unit("column")
+def column(shape: Shape) -> Layout:
+    """All weights out of one input channel or feature (He et al. 2017 without the coupling)."""
+    return Layout(shape, units=(0, 2), members=(1, 3))
+
+
+def n_of_m(n: int, m: int) -> Pattern:
+    """N of every M consecutive input channels of one output and tap stay (Mishra et al. 2021; Zhou et al. 2021).
+
+    >>> n_of_m(2, 4).layout((1, 8, 16, 9)).split, n_of_m(2, 4).density
+    ((1, 8, 4, 4, 9), 0.5)
     """
-    return math.floor(density * units + 0.5)
+    if not 0 < n < m:
+        raise InputError(f"pattern '{n}:{m}': N of M needs 0 < N < M, such as '2:4'")
+
+    def layout(shape: Shape) -> Layout:
+        groups, outputs, inputs, taps = shape
+        if inputs % m:
+            raise MisfitError(f"{inputs} input channels{_each(groups)} are no multiple of {m}")
+        return Layout((groups, outputs, inputs // m, m, taps, 1), sets=(0, 1, 4, 2), units=(3,), members=(5,))
+
+    layout.__doc__ = f"{n} of every {m} consecutive input channels stay (Mishra et al. 2021; Zhou et al. 2021)."
+    return Pattern(layout, density=n / m)
 
 
-def top(units: Tensor, keep: int) -> Tensor:
-    """True for the `keep` highest scores of each row, exactly; of equal scores the earlier position stays.
+def block(r: int, c: int) -> Pattern:
+    """Blocks of r output by c input channels of one tap (Gray et al. 2017; Narang et al. 2017).
 
-    >>> top(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), 3).tolist()
-    [[True, True, False, True]]
+    >>> block(4, 2).layout((1, 8, 16, 9)).split
+    (1, 2, 4, 8, 2, 9)
     """
-    groups, size = units.shape
-    if keep in (0, size):
-        return torch.full((groups, size), keep > 0, device=units.device)
-    if groups == 1:
-        cut = units.new_full((1, 1), kth_largest([units], keep))
-    else:
-        cut = units.kthvalue(size - keep + 1, dim=1, keepdim=True).values
-    kept, ties = units > cut, units == cut
-    wanted, tied = keep - _per_row(kept), _per_row(ties)
-    if torch.equal(wanted, tied):
-        return kept | ties
-    row, column = ties.nonzero(as_tuple=True)
-    rank = torch.arange(len(row), device=units.device) - (tied.cumsum(0) - tied)[row]
-    taken = rank < wanted[row]
-    kept[row[taken], column[taken]] = True
-    return kept
+    if r < 1 or c < 1:
+        raise InputError(f"pattern 'block {r}x{c}': a block has at least 1x1 weights")
+
+    def layout(shape: Shape) -> Layout:
+        groups, outputs, inputs, taps = shape
+        for size, part, what in ((outputs, r, "output"), (inputs, c, "input")):
+            if size % part:
+                raise MisfitError(f"{size} {what} channels{_each(groups)} are no multiple of {part}")
+        split = (groups, outputs // r, r, inputs // c, c, taps)
+        return Layout(split, units=(0, 1, 3, 5), members=(2, 4))
+
+    layout.__doc__ = f"Blocks of {r} output by {c} input channels of one tap (Gray et al. 2017; Narang et al. 2017)."
+    return Pattern(layout)
 
 
-def _per_row(flags: Tensor) -> Tensor:
-    # Counting along a dimension is some thirty times slower than counting all, and the one long row is the usual case.
-    return flags.count_nonzero().reshape(1) if len(flags) == 1 else flags.count_nonzero(1)
+def _each(groups: int) -> str:
+    return " of each group" if groups > 1 else ""
 
 
-def kth_largest(scores: Sequence[Tensor], k: int) -> float:
-    """The k-th largest (k ≥ 1) of all elements of several tensors of one dtype.
-
-    Exact, and linear in time without a copy of everything: a sample brackets the value, one pass collects the few
-    elements inside the bracket, and only these are searched (after Floyd & Rivest 1975, "SELECT").
-    """
-    total = sum(part.numel() for part in scores)
-    if total > 8 * SAMPLE:
-        flat = [part.reshape(-1) for part in scores]
-        sample = torch.cat([part[:: total // SAMPLE].cpu() for part in flat]).sort(descending=True).values
-        place, margin = round(k / total * len(sample)), 4 * math.isqrt(len(sample))
-        high = sample[max(place - margin, 0)].item() if place > margin else math.inf
-        low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
-        counted = [_between(part, low, high) for part in flat]
-        above, inside = sum(n for n, _ in counted), torch.cat([scores for _, scores in counted])
-        if 0 < k - above <= len(inside):
-            return _kth_of(inside, k - above)
-    return _kth_of(torch.cat([part.reshape(-1).cpu() for part in scores]), k)
-
-
-def _between(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
-    """How many scores are above `high`, and those in [low, high], on the CPU."""
-    if scores.device.type != "cpu":
-        return int((scores > high).count_nonzero()), scores[(scores >= low) & (scores <= high)].cpu()
-    # On the CPU numpy does this several times faster than torch, in pieces whose booleans stay in the cache.
-    pieces = [scores[start : start + PIECE].numpy() for start in range(0, len(scores), PIECE)]
-    above = sum(int(np.count_nonzero(piece > high)) for piece in pieces)
-    return above, torch.from_numpy(np.concatenate([piece[(piece >= low) & (piece <= high)] for piece in pieces]))
-
-
-def _kth_of(scores: Tensor, k: int) -> float:
-    return float(scores.kthvalue(len(scores) - k + 1).values)
+for _n, _m in ((2, 4), (4, 8), (1, 4)):
+    PATTERNS.entry(f"{_n}:{_m}")(n_of_m(_n, _m))
+for _r, _c in ((1, 4), (4, 1), (4, 4)):
+    PATTERNS.entry(f"block {_r}x{_c}")(block(_r, _c))

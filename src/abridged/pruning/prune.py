@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, SupportsIndex
 
-from torch import Tensor, nn
+from torch import nn
 
-from abridged.errors import InputError
+from abridged.data import Data
+from abridged.errors import InputError, UnsupportedError
+from abridged.pruning.channels import STRUCTURED, Goal, prune_channels, refuse
+from abridged.pruning.collect import Collector
+from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
+from abridged.pruning.patterns import PATTERNS
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+from abridged.pruning.select import glob, select
+from abridged.pruning.sensitivity import Sensitivity, sensitivity
+from abridged.pruning.solvers import repair
 
 
 def prune(
@@ -31,16 +34,24 @@ def prune(
     keep: int | None = None,
     criterion: str = "magnitude",
     pattern: str = "unstructured",
-    allocation: str = "global",
-    data: object = None,
-    example: object = None,
+    allocation: str | Mapping[str, float] | Sensitivity | None = None,
+    of: str = "weights",
+    data: Data | None = None,
+    example: Any = None,
+    samples: int = 1024,
     schedule: str = "one-shot",
     regrow: str | Regrowth | None = None,
+    solver: str = "none",
+    reestimate: bool = False,
     steps: int | None = None,
     every: int | None = None,
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    macs: float | None = None,
+    parameters: float | None = None,
+    exact: bool = True,
+    round_to: int = 1,
 ) -> Masks:
     """Set the least important weights of a model to zero, in place, and return the masks. Never trains.
 
@@ -59,7 +70,24 @@ def prune(
     With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
     every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
-    Of `data` and `example` none of the present criteria makes use; `seed` is the random criterion's.
+    Repair: a `solver` ("mean", "least-squares", "obs", "sparse-gpt") lets the weights that stay make up for those that go,
+    layer by layer on `samples` training samples of `data`; `reestimate` does so for the statistics of batch norms. "obs"
+    and "sparse-gpt" choose anew within each layer which weights stay, as many as before, when the pattern is unstructured.
+    Nothing but weights, the biases there are, and those statistics changes; what happens is done at once.
+
+    Structured: the patterns "channel" (with heads) and "heads" follow the channels of the captured network from `example`, and
+    zero whatever makes a coupled group's least important ones: weights, biases, scales and shifts. How much: `sparsity` of
+    the channels (of each group, or over all with allocation "global"), or the share of `macs` or `parameters` that shall be
+    left. `round_to` keeps a multiple of so many in each group. What forward does not bear to be cut is left, so that
+    `shrink` removes all that went; with `exact=False` it narrows what norms read, too. These come at once.
+
+    Where: `allocation` divides it among the layers ("global" unless the pattern says how much stays: then "uniform"). A mapping
+    of globs to sparsities says it for each layer, the first glob that fits; other layers are left. "sensitivity", or the
+    result of `ab.sensitivity`, keeps most where the measured loss rises most. With `of`="macs" the sparsity is a fraction
+    of the multiply-accumulates.
+
+    Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
+    input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
 
     Raises `InputError`, leaving the model as it was, for a number out of range, an unknown name, a glob that matches
     nothing, NaN or infinite weights, and a model without anything to prune.
@@ -74,20 +102,121 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    if pattern in STRUCTURED:
+        given: dict[str, Any] = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        given |= {"solver": None if solver == "none" else solver, "reestimate": reestimate or None}
+        refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
+        return prune_channels(
+            model,
+            Goal(sparsity, macs, parameters),
+            example=example,
+            collector=Collector(data, example, _whole("samples", samples, 1)),
+            criterion=criterion,
+            allocation=_name(allocation or "uniform"),
+            exact=exact,
+            heads=pattern == "heads",
+            round_to=round_to,
+            seed=seed,
+            include=(include,) if isinstance(include, str) else include,
+            exclude=(exclude,) if isinstance(exclude, str) else exclude,
+        )
+    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {"macs": macs, "parameters": parameters})
     way = regrowth(regrow)
-    _check_amount(sparsity, threshold, keep)
+    fixed = PATTERNS[pattern].density
+    allocation = allocation or ("global" if fixed is None else "uniform")
+    if isinstance(allocation, Mapping):
+        include = _globs(allocation, {"sparsity": sparsity, "threshold": threshold, "keep": keep}, include)
+    else:
+        sparsity = _fixed(pattern, sparsity, threshold, keep)
+        _check_amount(sparsity, threshold, keep)
+    if of not in ("weights", "macs"):
+        raise InputError(f"of must be 'weights' or 'macs', not {of!r}: what the sparsity is a fraction of")
     length, interval = _length(schedule, steps, every, threshold, way)
-    chosen, what, left = _select(model, _globs(include), _globs(exclude))
-    density = _density(sparsity, keep, allocation, chosen)
+    names, what, left = select(model, include, exclude)
+    total = sum(model.get_parameter(name).numel() for name in names)
+    collector = Collector(data, example, _whole("samples", samples, 1))
+    layers: dict[str, float] | None = None
+    if isinstance(allocation, Mapping):
+        layers = {name: 1 - allocation[glob(model, name, tuple(allocation))] for name in names}
+        density, label = None, "per layer"
+    elif isinstance(allocation, Sensitivity) or allocation == "sensitivity":
+        density, label = _density(sparsity, keep, "global", of, total), "sensitivity"
+    else:
+        density, label = _density(sparsity, keep, allocation, of, total), allocation
     bound = None if threshold is None else float(threshold)
-    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way)
-    masks = Masks(model, plan.masks(chosen, {}, 0), plan, what=what, left=left)
+    plan = Plan(density, bound, criterion, pattern, label, schedule, length, interval, seed, way, of)
+    plan.check()
+    collector.check(criterion, plan.needs)
+    repaired = solver != "none" or reestimate
+    if repaired and (plan.gradual or way):
+        raise InputError("a solver repairs what is pruned at once: leave schedule at 'one-shot' and regrow out")
+    if label == "sensitivity":
+        options = {"criterion": criterion, "pattern": pattern, "samples": samples, "seed": seed}
+        curves = allocation if isinstance(allocation, Sensitivity) else _curves(model, data, names, **options)
+        layers = _by_curves(model, curves, density, names, plan, collector)
+    if layers is not None:
+        stay = sum(share * model.get_parameter(name).numel() for name, share in layers.items())
+        plan = replace(plan, density=stay / total, layers=json.dumps(layers))
+    chosen = plan.masks(model, names, {}, 0, collector)
+    before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
+    if repaired:
+        free = pattern == "unstructured"
+        chosen, said = repair(model, chosen, solver, data, free=free, norms=reestimate, samples=samples, seed=seed)
+        left = (*left, *said)
+    masks = Masks(model, chosen, plan, what=what, left=left, collector=collector)
     masks.apply()
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-    spare = kept - sum(int(weight.count_nonzero()) for weight in chosen.values())
-    if spare and SCHEDULES[schedule](0.0) == 1:
+    spare = kept - before
+    if spare > 0 and not plan.gradual:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
+
+
+# --- layer by layer -----------------------------------------------------------------------------------------------
+
+
+def _globs(allocation: Mapping[str, Any], amounts: Mapping[str, object], include: Sequence[str]) -> tuple[str, ...]:
+    """The globs of an allocation that says the sparsity of each layer itself, checked."""
+    given = [name for name, value in amounts.items() if value is not None]
+    if given or tuple(include) not in (("*",), ()):
+        raise InputError(f"allocation says what to prune and how much: leave out {given[0] if given else 'include'}")
+    for key, value in allocation.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+            raise InputError(f"allocation['{key}'] must be a sparsity in [0, 1], not {value!r}")
+    return tuple(allocation)
+
+
+def _name(allocation: object) -> str:
+    if not isinstance(allocation, str):
+        raise UnsupportedError("patterns of channels take an allocation by name: 'uniform' or 'global'")
+    return allocation
+
+
+def _curves(model: nn.Module, data: Data | None, names: Sequence[str], **options: Any) -> Sensitivity:
+    if data is None:
+        raise InputError("allocation='sensitivity' measures the loss: give data=ab.Data(…)")
+    return sensitivity(model, data, include=names, **options)
+
+
+def _by_curves(
+    model: nn.Module,
+    curves: Sensitivity,
+    density: float | None,
+    names: Sequence[str],
+    plan: Plan,
+    collector: Collector,
+) -> dict[str, float]:
+    """The density of each layer from curves, under the count of weights or of MACs."""
+    if density is None:
+        raise InputError("a threshold leaves nothing to allocate: give sparsity with allocation='sensitivity'")
+    if unlike := set(names) ^ set(curves.losses):
+        raise InputError(f"the sensitivity curves are of other layers: {min(unlike)}; use the same include and exclude")
+    weights = weights_of(model, names)
+    costs = None
+    if plan.of == "macs":
+        stats = collector(model, weights, {}, frozenset({"positions"}))
+        costs = {name: weight.values.numel() * (stats[name].positions or 0.0) for name, weight in weights.items()}
+    return curves.allocate(density, costs)
 
 
 # --- how much, and when ---------------------------------------------------------------------------------------------
@@ -115,11 +244,24 @@ def _whole(name: str, value: Any, low: int) -> int:
     return int(value)
 
 
-def _density(sparsity: float | None, keep: int | None, allocation: str, chosen: dict[str, Tensor]) -> float | None:
+def _fixed(pattern: str, sparsity: Any, threshold: float | None, keep: int | None) -> Any:
+    """The sparsity asked for, or that of a pattern which fixes it."""
+    density = PATTERNS[pattern].density
+    if density is None:
+        return sparsity
+    if keep is not None or (isinstance(sparsity, Real) and not math.isclose(float(sparsity), 1 - density)):
+        raise InputError(
+            f"pattern '{pattern}' removes {1 - density:.4g} of the weights: leave the amount out, or say so"
+        )
+    return 1 - density if sparsity is None and threshold is None else sparsity
+
+
+def _density(sparsity: float | None, keep: int | None, allocation: str, of: str, total: int) -> float | None:
     """The density to reach; None where a threshold decides."""
     if keep is None:
         return None if sparsity is None else 1 - float(sparsity)
-    total = sum(weight.numel() for weight in chosen.values())
+    if of != "weights":
+        raise InputError("keep counts weights: give sparsity with of='macs'")
     if keep > total:
         raise InputError(f"keep={keep} is more than the {total} weights that can be pruned")
     if allocation != "global":
@@ -146,122 +288,3 @@ def _length(
         raise InputError(f"a threshold has no course in time: give sparsity or keep with schedule '{schedule}'")
     length = _whole("steps", steps, 1)
     return length, max(1, length // 100) if every is None else _whole("every", every, 1)
-
-
-# --- what -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Weight:
-    """One parameter of the model, under all its names, and whether a mask fits it."""
-
-    names: tuple[str, ...]
-    parameter: nn.Parameter
-    kind: str  # "convolutions" …, or "" where this kind is not pruned unless it is named
-
-
-def _kind(module: nn.Module, attribute: str) -> str:
-    if isinstance(module, CONVOLUTIONS) and attribute == "weight":
-        return "convolutions"
-    if isinstance(module, nn.Linear) and attribute == "weight":
-        return "linear layers"
-    return "attention projections" if isinstance(module, nn.MultiheadAttention) and attribute in PROJECTIONS else ""
-
-
-def _weights(model: nn.Module) -> list[_Weight]:
-    """Every parameter once. One that a layer of another kind shares (an embedding) is of no kind."""
-    found: dict[int, _Weight] = {}
-    for path, module in model.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            name, kind = f"{path}.{attribute}".lstrip("."), _kind(module, attribute)
-            before = found.get(id(parameter))
-            names = (*before.names, name) if before else (name,)
-            found[id(parameter)] = _Weight(names, parameter, kind if not before or before.kind else "")
-    return list(found.values())
-
-
-def _select(
-    model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]
-) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The weights to prune by name, a phrase on what they are, and lines on what is left and why."""
-    weights = _weights(model)
-    _check_globs(weights, (*include, *exclude))
-    candidates = [weight for weight in weights if weight.kind or any(name in include for name in weight.names)]
-    chosen = [w for w in candidates if _matches(w, include) and not _matches(w, exclude) and not _is_empty(w)]
-    if not chosen:
-        raise InputError(f"nothing to prune: {_why_nothing(candidates)}")
-    for weight in chosen:
-        _check_prunable(weight)
-    every, done = (Counter(weight.kind or "parameters by name" for weight in list_) for list_ in (candidates, chosen))
-    what = ", ".join(f"{done[kind]} of {total} {kind}" for kind, total in every.items())
-    return {weight.names[0]: weight.parameter.detach() for weight in chosen}, what, _left(weights, candidates, chosen)
-
-
-def _left(weights: list[_Weight], candidates: list[_Weight], chosen: list[_Weight]) -> tuple[str, ...]:
-    left = [weight for weight in candidates if weight not in chosen]
-    reasons = {
-        "left by include and exclude": [weight for weight in left if not _is_empty(weight)],
-        "left, without elements": [weight for weight in left if _is_empty(weight)],
-        # A bias or a scale that is left is no news; a matrix, such as an embedding, is.
-        "left, of a kind that is pruned only by its full name": [
-            weight for weight in weights if weight not in candidates and _rank(weight) > 1
-        ],
-    }
-    return tuple(f"{why}: {_some([weight.names[0] for weight in them])}" for why, them in reasons.items() if them)
-
-
-def _why_nothing(candidates: list[_Weight]) -> str:
-    names = _some([weight.names[0] for weight in candidates])
-    if candidates:
-        empty = all(_is_empty(weight) for weight in candidates)
-        return f"{names} has no elements" if empty else f"include and exclude leave none of {names}"
-    return "the model has no Linear, convolution or attention with a weight; name a parameter in full in include"
-
-
-def _is_empty(weight: _Weight) -> bool:
-    return not nn.parameter.is_lazy(weight.parameter) and weight.parameter.numel() == 0
-
-
-def _rank(weight: _Weight) -> int:
-    return 0 if nn.parameter.is_lazy(weight.parameter) else weight.parameter.dim()
-
-
-def _check_prunable(weight: _Weight) -> None:
-    name, parameter = weight.names[0], weight.parameter
-    if nn.parameter.is_lazy(parameter):
-        raise InputError(f"{name} has no values yet (lazy module): run the model once before pruning")
-    if parameter.is_meta:
-        raise InputError(f"{name} has no values (meta device): load the weights before pruning")
-    if not parameter.is_floating_point():
-        raise InputError(f"{name} is {parameter.dtype}: only floating-point weights are pruned; exclude it")
-
-
-def _globs(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _matches(weight: _Weight, globs: tuple[str, ...]) -> bool:
-    """Whether a glob fits one of the parameter's names or a module path above it."""
-    return any(fnmatchcase(path, glob) for name in weight.names for path in _paths(name) for glob in globs)
-
-
-def _paths(name: str) -> list[str]:
-    """
-    >>> _paths("layer1.conv.weight")
-    ['layer1', 'layer1.conv', 'layer1.conv.weight']
-    """
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _check_globs(weights: list[_Weight], globs: tuple[str, ...]) -> None:
-    known = list(dict.fromkeys(path for weight in weights for name in weight.names for path in _paths(name)))
-    for glob in globs if known else ():
-        if not any(fnmatchcase(path, glob) for path in known):
-            close = get_close_matches(glob, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {_some(known)}"
-            raise InputError(f"'{glob}' matches no parameter and no module that has one; {hint}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.criteria import CRITERIA, Stats
-from abridged.pruning.patterns import Pattern, count, top
+from abridged.pruning.patterns import Layout
+from abridged.pruning.ranking import count, top
 from abridged.tables import Table
 
 
@@ -32,6 +33,12 @@ class Evidence:
     momentum: Tensor | None = None  # the optimizer's; None where it keeps none
     seed: int = 0
     step: int = 0
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+        """The same with every tensor changed."""
+        moving = None if self.momentum is None else change(self.momentum)
+        weight, held, gradient = (change(part) for part in (self.weight, self.held, self.gradient))
+        return replace(self, weight=weight, held=held, gradient=gradient, momentum=moving)
 
     @property
     def moving(self) -> Tensor:
@@ -192,14 +199,16 @@ def regrowth(asked: str | Regrowth | None) -> Regrowth | None:
 # --- one exchange -------------------------------------------------------------------------------------------------------
 
 
-def exchange(way: Regrowth, pattern: Pattern, layers: Mapping[str, Evidence], t: float) -> dict[str, Tensor]:
+def exchange(
+    way: Regrowth, layouts: Mapping[str, Layout], layers: Mapping[str, Evidence], t: float
+) -> dict[str, Tensor]:
     """New masks: in all layers together exactly as many units stay as before.
 
     What was just dropped may grow back, and then has lost nothing. Raises `UnsupportedError` where layers should compete
     and the pattern fixes the density inside small groups."""
     stay, lost = {}, {}
     for name, layer in layers.items():
-        stay[name], lost[name] = _survivors(way, pattern, layer, t)
+        stay[name], lost[name] = _survivors(way, layouts[name], layer, t)
         if stay[name].shape[0] > 1 and way.redistribute != "none":
             raise UnsupportedError(
                 f"{name}: this pattern fixes the density inside each group of {stay[name].shape[1]}, so layers cannot"
@@ -209,23 +218,23 @@ def exchange(way: Regrowth, pattern: Pattern, layers: Mapping[str, Evidence], t:
     shares = {name: share(layer, lost[name]) for name, layer in layers.items()}
     room = {name: int((~units).count_nonzero()) for name, units in stay.items()}
     gained = apportion(shares, room, sum(lost.values()))
-    return {name: _grown(way, pattern, layer, stay[name], gained[name]) for name, layer in layers.items()}
+    return {name: _grown(way, layouts[name], layer, stay[name], gained[name]) for name, layer in layers.items()}
 
 
-def _survivors(way: Regrowth, pattern: Pattern, layer: Evidence, t: float) -> tuple[Tensor, int]:
+def _survivors(way: Regrowth, layout: Layout, layer: Evidence, t: float) -> tuple[Tensor, int]:
     """Which units (groups, units) are not dropped, and how many are."""
-    kept = pattern.alive(layer.held)
+    kept = layout.alive(layer.held)
     groups, each = len(kept), int(kept.count_nonzero()) // len(kept)
     scores = CRITERIA[way.drop](layer.weight, Stats(layer.name, layer.seed))
-    units = pattern.score(_ranked(scores)).masked_fill_(~kept, -math.inf)
+    units = layout.score(_ranked(scores)).masked_fill_(~kept, -math.inf)
     dropped = min(count(way.part(t), each), max(each - 1, 0))
     return top(units, each - dropped), dropped * groups
 
 
-def _grown(way: Regrowth, pattern: Pattern, layer: Evidence, stay: Tensor, gained: int) -> Tensor:
+def _grown(way: Regrowth, layout: Layout, layer: Evidence, stay: Tensor, gained: int) -> Tensor:
     """The mask with `gained` units more than `stay`, the same number in each group."""
-    scores = pattern.score(_ranked(GROWTHS[way.grow](layer))).masked_fill_(stay, -math.inf)
-    return pattern.expand(stay | top(scores, gained // len(stay)), layer.weight.shape)
+    scores = layout.score(_ranked(GROWTHS[way.grow](layer))).masked_fill_(stay, -math.inf)
+    return layout.expand(stay | top(scores, gained // len(stay))).reshape(layer.weight.shape)
 
 
 def _ranked(scores: Tensor) -> Tensor:

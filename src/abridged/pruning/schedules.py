@@ -5,6 +5,7 @@ Each starts at 0 or (one-shot) is 1 throughout, never falls, and is 1 at t = 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from abridged.tables import Table
@@ -33,3 +34,13 @@ def cubic(t: float) -> float:
     (0.0, 0.875, 1.0)
     """
     return 1 - (1 - t) ** 3
+
+
+@SCHEDULES.entry("exponential")
+def exponential(t: float) -> float:
+    """Faster still at first: each step removes the same part of what is to go: f(t) = (1 − e^(−5t)) / (1 − e^(−5)).
+
+    >>> exponential(0.0), round(exponential(0.5), 3), exponential(1.0)
+    (0.0, 0.924, 1.0)
+    """
+    return math.expm1(-5 * t) / math.expm1(-5)

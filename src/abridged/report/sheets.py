@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from abridged.ledger import Ledger, Row
-from abridged.measurement.records import LayerTheory, Practice
+from abridged.measurement.records import Device, LayerTheory, Practice
 from abridged.report.cells import (
     Cell,
     Column,
@@ -158,6 +158,37 @@ def _practice(row: Row, practice: Practice) -> tuple[Cell, ...]:
         number(f"{at}.peak_memory", practice.peak_memory, "bytes"),
         number(f"{at}.load_ms", practice.load_ms, "ms"),
         accuracy_cell(f"{at}.accuracy", practice.accuracy),
+    )
+
+
+def devices(ledger: Ledger) -> Sheet:
+    """The delivered artifact on the devices that it was measured on."""
+    return Sheet(
+        name="devices",
+        caption="The artifact on devices",
+        columns=(
+            Column("Device", numeric=False),
+            Column("Median"),
+            Column("p95"),
+            Column("Spread", hint="interquartile range / median, over the runs"),
+            Column("Weights"),
+            Column("Memory", hint="the arena: everything that is between inputs and outputs"),
+            Column("Compiler", numeric=False),
+        ),
+        lines=tuple(Line(_device(i, device), "step") for i, device in enumerate(ledger.devices)),
+    )
+
+
+def _device(i: int, device: Device) -> tuple[Cell, ...]:
+    at, runs = f"devices.{i}", f"{device.runs:,} runs, {_plural(device.threads, 'thread')}"
+    return (
+        words(device.machine, note="emulated: no times" if device.emulated else ""),
+        number(f"{at}.median_ms", device.median_ms, "ms", note="" if device.emulated else runs),
+        number(f"{at}.p95_ms", device.p95_ms, "ms"),
+        number(f"{at}.spread", device.spread, "percent"),
+        number(f"{at}.weights_bytes", device.weights_bytes, "bytes"),
+        number(f"{at}.arena_bytes", device.arena_bytes, "bytes"),
+        words(device.compiler, note=device.flags),
     )
 
 

@@ -47,6 +47,7 @@ class View:
     checks: Sheet
     steps: Sheet
     practice: Sheet
+    devices: Sheet
     gate: Sheet
     layers: Sheet
     layers_folded: bool
@@ -88,6 +89,7 @@ def view(ledger: Ledger) -> View:
         checks=sheets.checks(ledger),
         steps=sheets.steps(ledger),
         practice=sheets.practices(ledger),
+        devices=sheets.devices(ledger),
         gate=sheets.gates(ledger),
         layers=layers,
         layers_folded=len(layers.lines) > MANY_LAYERS,

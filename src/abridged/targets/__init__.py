@@ -26,6 +26,7 @@ class Target:
     start: Callable[[Path, Manifest, int], Engine]  # directory, verified manifest, threads
     packages: tuple[str, ...]  # whose versions matter
     options: Mapping[str, Any]
+    rehearse: Callable[[Path, Manifest, int], Engine] | None = None  # `start` for files that were built for elsewhere
 
 
 # An entry is a function, so that listing the table imports no runtime.
@@ -82,7 +83,7 @@ def build(
     Raises `InputError` for an unknown target or option and for a folder that is not empty
     (`force=True` replaces an earlier artifact, nothing else), `UnsupportedError` for an op the target does not have.
     """
-    from abridged.targets.artifact import thread_count, write_manifest
+    from abridged.targets.artifact import Artifact, thread_count, write_manifest
 
     entry = TARGETS[target]()
     for name in options.keys() - entry.options.keys():
@@ -93,7 +94,8 @@ def build(
     try:
         with files.directory_atomic(folder) as fresh:
             entry.write(graph, fresh, chosen)
-            artifact = start(fresh, write_manifest(fresh, target, graph, chosen, entry.packages), count)
+            manifest = write_manifest(fresh, target, graph, chosen, entry.packages)
+            artifact = Artifact(fresh, manifest, (entry.rehearse or entry.start)(fresh, manifest, count), count)
             with artifact.closed_on_error():
                 check(artifact)
     except BaseException:

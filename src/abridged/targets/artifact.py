@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -85,6 +86,12 @@ class Manifest(_Record):
     files: dict[str, File]
     versions: dict[str, str]  # of what built it
     options: dict[str, Any]
+    checksum: str  # SHA-256 of all the rest
+
+    def sealed(self) -> Manifest:
+        """With the checksum that it should have."""
+        rest = self.model_dump_json(exclude={"checksum"})
+        return self.model_copy(update={"checksum": hashlib.sha256(rest.encode()).hexdigest()})
 
 
 class Engine(Protocol):
@@ -277,7 +284,8 @@ def write_manifest(
         files=listed,
         versions=versions(packages),
         options=dict(options),
-    )
+        checksum="",
+    ).sealed()
     files.write_atomic(directory / MANIFEST, _to_json(manifest))
     return manifest
 
@@ -308,6 +316,11 @@ def read_manifest(directory: Path) -> Manifest:
         )
     for name, file in manifest.files.items():
         _check_file(directory, name, file)
+    if manifest != manifest.sealed():
+        raise InputError(
+            f"{directory / MANIFEST}: was altered since it was built (its signature or another field is not what its "
+            "checksum says); build or copy the artifact again"
+        )
     return manifest
 
 

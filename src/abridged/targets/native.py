@@ -21,6 +21,7 @@ from abridged.compiler.build import (
     find_compiler,
     machine_flags,
     needed_cpu,
+    vector_registers,
 )
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library, LibraryError, require_cpu
@@ -32,7 +33,8 @@ from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest, Signature, random_inputs, thread_count
+from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, thread_count
+from abridged.targets.c import CEngine
 
 
 class NativeEngine:
@@ -76,6 +78,7 @@ class NativeEngine:
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
     compiler = find_compiler(options["cc"], options["cpu"])
     flags = machine_flags(compiler, options["cpu"])
+    needed = needed_cpu(compiler, flags)
 
     def build(plan: Plan, folder: Path) -> None:
         sources = emit(plan)
@@ -85,7 +88,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph)
+    chosen = plan(graph, registers=vector_registers(needed))
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
@@ -95,7 +98,16 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         chosen = tune(chosen, build, machine, thread_count(None), inputs, outputs)
     build(chosen, directory)
     files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
-    files.write_atomic(directory / "cpu.txt", " ".join(needed_cpu(compiler, flags)).encode())
+    files.write_atomic(directory / "cpu.txt", " ".join(needed).encode())
+
+
+def rehearse(directory: Path, manifest: Manifest, count: int) -> Engine:
+    """What was built for another machine is checked by its sources, compiled for this one."""
+    try:
+        require_cpu(directory)
+    except LibraryError:
+        return CEngine(directory, manifest, count)
+    return NativeEngine(directory, manifest, count)
 
 
 TARGET = Target(
@@ -103,4 +115,5 @@ TARGET = Target(
     start=NativeEngine,
     packages=("torch",),
     options={"cc": None, "cpu": "native", "tune": True},
+    rehearse=rehearse,
 )

@@ -34,6 +34,7 @@ from abridged.training.options import (
 )
 from abridged.training.processes import Processes, join
 from abridged.training.surroundings import borrowed, loader_generators, own_randomness, seed_all, target_device
+from abridged.training.zeros import warn_of_zeros
 
 
 def fit(
@@ -91,6 +92,8 @@ def fit(
         processes = join(home, device)
         if precision == "fp16" and processes.device.type == "cpu":
             raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
+        if masks is None:
+            warn_of_zeros(model)
         stack.enter_context(borrowed(model, processes.device))
         run = _Run(model, data, options, processes, objective or _on_labels(loss or data.loss), masks, callbacks)
         run.prepare(optimizer, scheduler, stack)

@@ -1,0 +1,29 @@
+"""Self-distillation: a network whose depths teach its shallows. Born-again training is `kd` from a copy of one's own kind."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from abridged.data import Batch
+from abridged.distillation.adapters import head
+from abridged.distillation.features import total
+from abridged.distillation.logits import kl
+from abridged.distillation.table import Outputs, loss
+
+
+@loss("self", layers=True, adapter=head, teacher=False)
+def deep_to_shallow(
+    student: Outputs, teacher: Outputs, batch: Batch, *, temperature: float = 3.0, labels: float = 0.5
+) -> Tensor:
+    """Σ b·CE(h, y) + (1 − b)·T²·KL(softmax(z / T) ‖ softmax(h / T)): be your own teacher (Zhang et al., 2019).
+
+    h: the scores (N, C) of an auxiliary classifier on each named layer, trained with the student and discarded; z: the
+    network's own logits (N, C), which learn nothing from it. `labels` (b) counts where the batch has labels (N,). No
+    other teacher is needed: `distill(student, None, …)`."""
+    deep = student.logits.detach() / temperature
+    scores = list(student.features.values())
+    soft = total([temperature**2 * kl(h / temperature, deep).mean() for h in scores])
+    if not isinstance(batch.y, Tensor) or batch.y.ndim != 1:
+        return soft
+    return labels * total([F.cross_entropy(h, batch.y.long()) for h in scores]) + (1 - labels) * soft

@@ -1,0 +1,139 @@
+"""What is pruned: the parameters of a model that globs choose, what is left, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from abridged.errors import InputError
+from abridged.pruning.layers import CONVOLUTIONS, PROJECTIONS, TRANSPOSED
+
+
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """One parameter of the model, under all its names, and whether a mask fits it."""
+
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    kind: str  # "convolutions" …, or "" where this kind is not pruned unless it is named
+
+
+def _kind(module: nn.Module, attribute: str) -> str:
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and attribute == "weight":
+        return "convolutions"
+    if isinstance(module, nn.Linear) and attribute == "weight":
+        return "linear layers"
+    return "attention projections" if isinstance(module, nn.MultiheadAttention) and attribute in PROJECTIONS else ""
+
+
+def _weights(model: nn.Module) -> list[_Weight]:
+    """Every parameter once. One that a layer of another kind shares (an embedding) is of no kind."""
+    found: dict[int, _Weight] = {}
+    for path, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            name, kind = f"{path}.{attribute}".lstrip("."), _kind(module, attribute)
+            before = found.get(id(parameter))
+            names = (*before.names, name) if before else (name,)
+            found[id(parameter)] = _Weight(names, parameter, kind if not before or before.kind else "")
+    return list(found.values())
+
+
+def select(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """The names of the parameters to prune, a phrase on what they are, and lines on what is left and why.
+
+    Raises `InputError` for a glob that matches nothing, for weights without values, and when nothing is left to prune."""
+    include, exclude = _globs(include), _globs(exclude)
+    weights = _weights(model)
+    _check_globs(weights, (*include, *exclude))
+    candidates = [weight for weight in weights if weight.kind or any(name in include for name in weight.names)]
+    chosen = [w for w in candidates if _matches(w, include) and not _matches(w, exclude) and not _is_empty(w)]
+    if not chosen:
+        raise InputError(f"nothing to prune: {_why_nothing(candidates)}")
+    for weight in chosen:
+        _check_prunable(weight)
+    every, done = (Counter(weight.kind or "parameters by name" for weight in list_) for list_ in (candidates, chosen))
+    what = ", ".join(f"{done[kind]} of {total} {kind}" for kind, total in every.items())
+    return tuple(weight.names[0] for weight in chosen), what, _left(weights, candidates, chosen)
+
+
+def _left(weights: list[_Weight], candidates: list[_Weight], chosen: list[_Weight]) -> tuple[str, ...]:
+    left = [weight for weight in candidates if weight not in chosen]
+    reasons = {
+        "left by include and exclude": [weight for weight in left if not _is_empty(weight)],
+        "left, without elements": [weight for weight in left if _is_empty(weight)],
+        # A bias or a scale that is left is no news; a matrix, such as an embedding, is.
+        "left, of a kind that is pruned only by its full name": [
+            weight for weight in weights if weight not in candidates and _rank(weight) > 1
+        ],
+    }
+    return tuple(f"{why}: {_some([weight.names[0] for weight in them])}" for why, them in reasons.items() if them)
+
+
+def _why_nothing(candidates: list[_Weight]) -> str:
+    names = _some([weight.names[0] for weight in candidates])
+    if candidates:
+        empty = all(_is_empty(weight) for weight in candidates)
+        return f"{names} has no elements" if empty else f"include and exclude leave none of {names}"
+    return "the model has no Linear, convolution or attention with a weight; name a parameter in full in include"
+
+
+def _is_empty(weight: _Weight) -> bool:
+    return not nn.parameter.is_lazy(weight.parameter) and weight.parameter.numel() == 0
+
+
+def _rank(weight: _Weight) -> int:
+    return 0 if nn.parameter.is_lazy(weight.parameter) else weight.parameter.dim()
+
+
+def _check_prunable(weight: _Weight) -> None:
+    name, parameter = weight.names[0], weight.parameter
+    if nn.parameter.is_lazy(parameter):
+        raise InputError(f"{name} has no values yet (lazy module): run the model once before pruning")
+    if parameter.is_meta:
+        raise InputError(f"{name} has no values (meta device): load the weights before pruning")
+    if not parameter.is_floating_point():
+        raise InputError(f"{name} is {parameter.dtype}: only floating-point weights are pruned; exclude it")
+
+
+def _globs(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _matches(weight: _Weight, globs: tuple[str, ...]) -> bool:
+    """Whether a glob fits one of the parameter's names or a module path above it."""
+    return any(fnmatchcase(path, glob) for name in weight.names for path in _paths(name) for glob in globs)
+
+
+def glob(model: nn.Module, name: str, globs: Sequence[str]) -> str:
+    """The first of the globs that fits a selected parameter, under any of its names."""
+    weight = next(weight for weight in _weights(model) if weight.names[0] == name)
+    return next(glob for glob in globs if _matches(weight, (glob,)))
+
+
+def _paths(name: str) -> list[str]:
+    """
+    >>> _paths("layer1.conv.weight")
+    ['layer1', 'layer1.conv', 'layer1.conv.weight']
+    """
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _check_globs(weights: list[_Weight], globs: tuple[str, ...]) -> None:
+    known = list(dict.fromkeys(path for weight in weights for name in weight.names for path in _paths(name)))
+    for glob in globs if known else ():
+        if not any(fnmatchcase(path, glob) for path in known):
+            close = get_close_matches(glob, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {_some(known)}"
+            raise InputError(f"'{glob}' matches no parameter and no module that has one; {hint}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

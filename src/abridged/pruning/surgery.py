@@ -1,0 +1,217 @@
+"""Cutting: a copy of a module without some of its channels, of the same classes, its attributes put right."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from abridged.graph.graph import Node
+from abridged.pruning.coupling.groups import Coupling, Units
+from abridged.pruning.coupling.labels import covered
+from abridged.tables import Table
+
+Gone = npt.NDArray[np.bool_]  # (count,): the units that go
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What channels that go still gave to a layer: added to its bias."""
+
+    node: Node
+    shift: Tensor  # (O,)
+
+
+def cut(model: nn.Module, coupling: Coupling, gone: Gone, folds: tuple[Fold, ...] = ()) -> nn.Module:
+    """A copy without the units that go; what stays is a copy, too."""
+    tensors = model.state_dict(keep_vars=True)
+    replaced: dict[int, Any] = {}
+    biases = {fold.node.inputs[2]: fold.shift for fold in folds if fold.node.inputs[2] is not None}
+    kept = _kept(coupling, gone)
+    for name in {*kept, *biases}:
+        keys = coupling.graph.constants[str(name)].keys
+        replaced |= {
+            id(tensors[key]): _part(tensors[keys[0]], kept.get(str(name), {}), biases.get(name)) for key in keys
+        }
+    small: nn.Module = copy.deepcopy(model, dict(replaced))
+    for fold in folds:
+        if fold.node.inputs[2] is None:
+            rows = next(iter(kept.get(str(fold.node.inputs[1]), {0: None}).items()))
+            _new_bias(small.get_submodule(fold.node.path), fold.shift, rows[1] if rows[0] == 0 else None)
+    _put_right(model, small, coupling, gone)
+    return small
+
+
+def _kept(coupling: Coupling, gone: Gone) -> dict[str, dict[int, Tensor]]:
+    """By constant and axis: the positions that stay, where not all do."""
+    kept: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    for axis in coupling.axes:
+        stays = staying(axis.units, gone)
+        if not stays.all():
+            kept[axis.constant][axis.axis] = torch.from_numpy(np.flatnonzero(stays))
+    return kept
+
+
+def staying(units: Units, gone: Gone) -> npt.NDArray[np.bool_]:
+    """Where what is fixed, or does not go, lies."""
+    stays: npt.NDArray[np.bool_] = ~np.append(gone, False)[units]
+    return stays
+
+
+def _part(tensor: Tensor, kept: Mapping[int, Tensor], shift: Tensor | None) -> Tensor:
+    part = tensor.detach() if shift is None else tensor.detach() + shift.to(tensor)
+    for axis, positions in kept.items():
+        part = part.index_select(axis, positions.to(part.device))
+    part = part.clone() if part.data_ptr() == tensor.data_ptr() else part
+    return nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+
+
+def _new_bias(module: nn.Module, shift: Tensor, rows: Tensor | None) -> None:
+    weight = module.get_parameter("weight")
+    module.bias = nn.Parameter((shift if rows is None else shift[rows]).to(weight), weight.requires_grad)
+
+
+def _put_right(model: nn.Module, small: nn.Module, coupling: Coupling, gone: Gone) -> None:
+    sizes, groups = _sizes(coupling, gone), _groups_left(coupling, gone)
+    before = dict(model.named_modules(remove_duplicate=False))
+    for path, module in small.named_modules(remove_duplicate=False):
+        known = next((fix for kind, fix in ATTRIBUTES.items() if isinstance(module, _CLASSES[kind])), None)
+        if known is not None:
+            known(before[path], module, Changed(sizes.get(path, {}), groups.get(path)))
+        if type(module).__module__.split(".")[0] != "torch":
+            _numbers(module, sizes.get(path, {}))
+
+
+def _sizes(coupling: Coupling, gone: Gone) -> dict[str, dict[int, int]]:
+    """By module path: sizes of axes that its nodes read or write, and what becomes of them.
+
+    Where a layer with weights reads and writes the same size, what becomes of the output counts."""
+    found: defaultdict[str, dict[int, int]] = defaultdict(dict)
+    for node in coupling.graph:
+        for name in (*node.inputs, *node.outputs):
+            before, after = coupling.graph.values[name].shape if name else (), size_left(coupling, name, gone)
+            weighs = name in node.outputs and any(n in coupling.graph.constants for n in node.inputs)
+            changed = [(old, new) for old, new in zip(before, after, strict=True) if weighs or old != new]
+            found[node.path].update(sorted(changed, key=lambda pair: pair[0] != pair[1]))
+    return found
+
+
+def size_left(coupling: Coupling, name: str | None, gone: Gone) -> tuple[int, ...]:
+    """The shape of a value when the units that go have gone; () for an input that is absent."""
+    size = list(coupling.graph.values[name].shape) if name else []
+    for units in coupling.fields.get(str(name), []):
+        stays = staying(units, gone)
+        for axis in () if stays.all() else covered(units):
+            size[axis] = int(np.moveaxis(stays, axis, 0).reshape(units.shape[axis], -1).any(1).sum())
+    return tuple(size)
+
+
+def _numbers(module: nn.Module, sizes: Mapping[int, int]) -> None:
+    """Whole numbers that a module of the user keeps beside its layers: those that were a size that changed."""
+    for name, value in vars(module).items():
+        if type(value) is int and value in sizes and not name.startswith("_") and name != "training":
+            setattr(module, name, sizes[value])
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What happened at a module: sizes that are others now, and how many groups of channels are left."""
+
+    sizes: Mapping[int, int]
+    groups: int | None
+
+    def __call__(self, size: int) -> int:
+        return self.sizes.get(size, size)
+
+
+def _groups_left(coupling: Coupling, gone: Gone) -> dict[str, int]:
+    """By module path: the groups of a grouped layer, or of a group norm, in which a channel stays."""
+    found = {}
+    for node in coupling.graph:
+        groups = int(node.attrs.get("groups", 1))  # type: ignore[arg-type]
+        for units in coupling.fields.get(str(node.inputs[0]), []) if groups > 1 else []:
+            if covered(units) == (1,):
+                found[node.path] = int(staying(units, gone).reshape(groups, -1).any(1).sum())
+    return found
+
+
+# (module before, module after whose tensors are cut already, what changed) → None: attributes put right.
+ATTRIBUTES: Table[Callable[[Any, Any, Changed], None]] = Table("module")
+_CLASSES: dict[str, Any] = {
+    "convolution": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "transposed convolution": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    "linear": nn.Linear,
+    "batch norm": nn.modules.batchnorm._NormBase,
+    "layer norm": (nn.LayerNorm, nn.RMSNorm),
+    "group norm": nn.GroupNorm,
+    "embedding": (nn.Embedding, nn.EmbeddingBag),
+    "prelu": nn.PReLU,
+    "multi-head attention": nn.MultiheadAttention,
+}
+
+
+@ATTRIBUTES.entry("convolution")
+def _conv(before: Any, after: Any, changed: Changed) -> None:
+    after.out_channels = after.weight.shape[0]
+    after.groups = changed.groups or before.groups
+    after.in_channels = after.weight.shape[1] * after.groups
+
+
+@ATTRIBUTES.entry("transposed convolution")
+def _conv_transpose(before: Any, after: Any, changed: Changed) -> None:
+    after.in_channels = after.weight.shape[0]
+    after.groups = changed.groups or before.groups
+    after.out_channels = after.weight.shape[1] * after.groups
+
+
+@ATTRIBUTES.entry("linear")
+def _linear(before: Any, after: Any, changed: Changed) -> None:
+    after.out_features, after.in_features = after.weight.shape
+
+
+@ATTRIBUTES.entry("batch norm")
+def _batch_norm(before: Any, after: Any, changed: Changed) -> None:
+    first = next((t for t in (after.weight, after.running_mean) if t is not None), None)
+    after.num_features = len(first) if first is not None else changed(before.num_features)
+
+
+@ATTRIBUTES.entry("layer norm")
+def _layer_norm(before: Any, after: Any, changed: Changed) -> None:
+    if after.weight is not None:
+        after.normalized_shape = tuple(after.weight.shape)
+    else:
+        after.normalized_shape = tuple(changed(n) for n in before.normalized_shape)
+
+
+@ATTRIBUTES.entry("group norm")
+def _group_norm(before: Any, after: Any, changed: Changed) -> None:
+    after.num_channels = len(after.weight) if after.weight is not None else changed(before.num_channels)
+    after.num_groups = changed.groups or before.num_groups
+
+
+@ATTRIBUTES.entry("embedding")
+def _embedding(before: Any, after: Any, changed: Changed) -> None:
+    after.num_embeddings, after.embedding_dim = after.weight.shape
+
+
+@ATTRIBUTES.entry("prelu")
+def _prelu(before: Any, after: Any, changed: Changed) -> None:
+    after.num_parameters = after.weight.numel()
+
+
+@ATTRIBUTES.entry("multi-head attention")
+def _attention(before: Any, after: Any, changed: Changed) -> None:
+    after.num_heads = changed(before.num_heads)
+    after.embed_dim = after.out_proj.weight.shape[0]
+    if after.in_proj_weight is not None:
+        after.kdim = after.vdim = after.embed_dim
+    else:
+        after.kdim, after.vdim = after.k_proj_weight.shape[1], after.v_proj_weight.shape[1]
+    after.head_dim = after.embed_dim // after.num_heads

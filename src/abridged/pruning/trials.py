@@ -1,0 +1,177 @@
+"""Trials: what a user's forward really bears. A group is cut in a copy and the forward run; a raise or a wrong answer freezes it.
+
+A literal 18 and `x.shape[1] // 2` look alike in a graph, so no reading of it can tell. Everything is cut at once first; what fails
+is blamed on the groups nearest to the module that raised, and every group of the same kind is judged with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from abridged.graph.structure import flatten
+from abridged.pruning.coupling.groups import Coupling, Group
+from abridged.pruning.surgery import Fold, Gone, cut
+
+Kind = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The cut module, what went, and the groups that the forward did not bear to be cut (their `reason` says why)."""
+
+    module: nn.Module
+    gone: Gone
+    frozen: tuple[Group, ...]
+
+
+class Trial:
+    """Cuts of one model, judged by what its forward answers to the example. `expected` makes the right answers (float64)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        example: tuple[Any, ...],
+        folds: Callable[[Gone], tuple[Fold, ...]],
+        expected: Callable[[nn.Module, Gone], Sequence[Tensor]],
+    ) -> None:
+        self.model, self.coupling, self.example = model, coupling, example
+        self.double = _double(model, example)
+        self.folds, self.expected = folds, expected
+        self.kinds = {number: _kind(model, coupling, group) for number, group in enumerate(coupling.groups)}
+
+    def settle(self, gone: Gone) -> Settled:
+        """Cut all that can go; freeze, kind by kind, what the forward does not bear."""
+        frozen: list[Group] = []
+        gone = gone.copy()
+        while True:
+            small = cut(self.double, self.coupling, gone, self.folds(gone))
+            culprit, why = self._judge(small, gone)
+            if culprit is None:
+                del small
+                return Settled(cut(self.model, self.coupling, gone, self.folds(gone)), gone, tuple(frozen))
+            guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
+            for number in guilty:
+                group = self.coupling.groups[number]
+                frozen.append(Group(group.units, group.axes, group.heads, why))
+                gone[group.units] = False
+
+    def _judge(self, small: nn.Module, gone: Gone) -> tuple[str | None, str]:
+        """(None, "") if the cut module answers right; else the path of the module that raised, or "" if the answer is wrong, and why."""
+        inside: list[str] = []
+        try:
+            with _following(small, inside):
+                answers = answer(small, self.example)
+        except Exception as error:  # whatever the user's forward raises
+            return inside[-1] if inside else _ROOT, f"forward does not bear it: {_line(error)}"
+        wanted = self.expected(self.double, gone)
+        same = len(answers) == len(wanted) and all(map(close, answers, wanted))
+        return (None, "") if same else ("", "forward answers otherwise without it: it holds a number that was its size")
+
+    def _nearest(self, culprit: str, gone: Gone) -> list[int]:
+        """The most local kind of group, among those being cut, that touches the module that raised or the nearest one around it."""
+        active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
+        path = "" if culprit == _ROOT else culprit
+        while True:
+            touching = [n for n in active if any(_inside(p, path) for p in self._paths(n))]
+            if touching or not path:
+                break
+            path = path.rpartition(".")[0]
+        first = min(touching or active, key=lambda n: len(self.coupling.groups[n].axes))
+        return [n for n in active if self.kinds[n] == self.kinds[first]]
+
+    def _paths(self, number: int) -> Iterator[str]:
+        for axis in self.coupling.groups[number].axes:
+            for key in self.coupling.graph.constants[self.coupling.axes[axis].constant].keys:
+                yield key.rpartition(".")[0]
+
+    def _wrong(self, gone: Gone) -> list[int]:
+        """The groups of the first kind that alone makes the answer wrong; all of them if none does alone."""
+        active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
+        for kind in dict.fromkeys(self.kinds[n] for n in active):
+            of_kind = [n for n in active if self.kinds[n] == kind]
+            alone = np.zeros_like(gone)
+            for n in of_kind:
+                units = self.coupling.groups[n].units
+                alone[units] = gone[units]
+            small = cut(self.double, self.coupling, alone, self.folds(alone))
+            if self._judge(small, alone)[0] is not None:
+                return of_kind
+        return active
+
+
+_ROOT = "the model itself"
+
+
+def _double(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """A copy in float64 and evaluation mode; in its own dtype where its forward holds another one."""
+    double = copy.deepcopy(model).double().eval()
+    try:
+        answer(double, example)
+    except Exception:  # whatever the user's forward raises
+        return copy.deepcopy(model).eval()
+    return double
+
+
+def _inside(path: str, parent: str) -> bool:
+    return not parent or path == parent or path.startswith(f"{parent}.")
+
+
+def _kind(model: nn.Module, coupling: Coupling, group: Group) -> Kind:
+    """What groups have in common that stand at the same place of like blocks."""
+    found = set()
+    for axis in group.axes:
+        place = coupling.axes[axis]
+        for key in coupling.graph.constants[place.constant].keys:
+            path, _, leaf = key.rpartition(".")
+            parent, _, name = path.rpartition(".")
+            owner = type(model.get_submodule(parent)).__name__
+            found.add(f"{owner} {name if not name.isdigit() else ''} {leaf} {place.axis}")
+    return tuple(sorted(found))
+
+
+@contextmanager
+def _following(module: nn.Module, inside: list[str]) -> Iterator[None]:
+    """Keep the path of the modules whose forward runs: after a raise the last one is where."""
+    handles = []
+    for path, child in module.named_modules():
+        if path:
+            handles.append(child.register_forward_pre_hook(lambda *_, path=path: inside.append(path)))
+            handles.append(child.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
+
+
+@torch.no_grad()
+def answer(model: nn.Module, example: tuple[Any, ...]) -> list[Tensor]:
+    """The flat outputs of a model for inputs brought to its floating dtype."""
+    dtypes = {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
+    dtype = torch.float64 if dtypes == {torch.float64} else None
+    inputs = (x.to(dtype) if dtype and isinstance(x, Tensor) and x.is_floating_point() else x for x in example)
+    return [leaf for leaf in flatten(model(*inputs))[0] if isinstance(leaf, Tensor)]
+
+
+def close(x: Tensor, y: Tensor) -> bool:
+    """Equal but for rounding: |x − y| ≤ √eps · max |y|; different networks are farther apart, rounding stays far below it in float64."""
+    if x.shape != y.shape or x.is_floating_point() != y.is_floating_point():
+        return False
+    if not x.is_floating_point() or not y.numel():
+        return bool((x == y).all())
+    bound = float(torch.finfo(x.dtype).eps) ** 0.5 * float(y.abs().max())
+    return bool(((x - y).abs() <= bound).all())

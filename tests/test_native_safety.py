@@ -1,0 +1,318 @@
+"""Target `native`, loaded: another machine, altered files, forks, threads that end and park; and what it promises of size."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import network
+from torch import nn
+
+import abridged as ab
+from abridged import targets
+from abridged.compiler import library, memory, threads
+from abridged.compiler.build import CompilerError, find_compiler, machine_flags, needed_cpu
+from abridged.compiler.pipeline import plan
+from abridged.errors import InputError
+from abridged.files import sha256
+from abridged.graph.capture import capture
+from abridged.graph.graph import Graph
+
+X = torch.randn(1, 3, 33, 29, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1)]
+    return capture(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10)).eval(), X)
+
+
+@pytest.fixture(scope="module")
+def built(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("native") / "net"
+    targets.build(graph, "native", out, tune=False).close()
+    return out
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "net"))
+
+
+def run_py(folder: Path) -> subprocess.CompletedProcess[str]:
+    """As a service would: a Python that sees neither torch nor abridged, only numpy."""
+    np.save(folder.parent / "x.npy", X.numpy())
+    bare = folder.parent / "bare"
+    bare.mkdir(exist_ok=True)
+    for name in ("numpy", "numpy.libs"):
+        place = Path(np.__file__).parents[1] / name
+        if place.exists() and not (bare / name).exists():
+            (bare / name).symlink_to(place)
+    command = [sys.executable, "-S", str(folder / "run.py"), "x.npy"]
+    return subprocess.run(
+        command, cwd=folder.parent, env={"PYTHONPATH": str(bare)}, capture_output=True, text=True, check=False
+    )
+
+
+# ---- another machine ----
+
+
+def test_the_macros_say_what_a_cpu_must_have() -> None:
+    compiler = find_compiler()
+    if library.platform.machine() != "x86_64":
+        pytest.skip("levels of x86-64")
+    assert needed_cpu(compiler, machine_flags(compiler, "generic")) == ["x86_64"]
+    assert {"avx2", "fma", "bmi2"} <= set(needed_cpu(compiler, machine_flags(compiler, "x86-64-v3")))
+    assert "avx512f" in needed_cpu(compiler, machine_flags(compiler, "x86-64-v4"))
+    assert set(needed_cpu(compiler, machine_flags(compiler))) <= {"x86_64", *library.cpu_flags()}
+
+
+def test_a_cpu_that_lacks_an_instruction_set_is_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if len((folder / "cpu.txt").read_text().split()) < 2:
+        pytest.skip("this CPU has no more than its kind must have")
+    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset({"fpu"}))
+    with pytest.raises(InputError, match=r"was built for a CPU that has \w+, which this one lacks"):
+        targets.load(folder)
+
+
+@pytest.mark.parametrize("cpu", ["aarch64", "x86-64-v4"])
+def test_what_is_built_for_elsewhere_is_checked_here_and_loads_only_there(
+    cpu: str, graph: Graph, tmp_path: Path
+) -> None:
+    try:
+        find_compiler(None, cpu)
+    except InputError as absent:
+        pytest.skip(f"no device: {absent}")
+    if cpu == "x86-64-v4" and (library.platform.machine() != "x86_64" or "avx512f" in library.cpu_flags()):
+        pytest.skip("this machine is one")
+    with targets.build(graph, "native", tmp_path / "net", cpu=cpu) as artifact:
+        assert artifact(X).shape == (1, 10)
+    with pytest.raises(InputError, match="was built for"):
+        targets.load(tmp_path / "net")
+    said = run_py(tmp_path / "net")
+    assert said.returncode == 1
+    assert said.stderr.startswith("run.py: was built for")
+
+
+# ---- files ----
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.so", "weights.bin", "cpu.txt", "abridged.json"])
+@pytest.mark.parametrize("attack", [flip, lambda file: file.write_bytes(file.read_bytes()[:-1])], ids=["flip", "cut"])
+def test_altered_files_are_refused(folder: Path, name: str, attack) -> None:
+    attack(folder / name)
+    with pytest.raises(InputError, match="altered|damaged|has .* bytes, but was built" if "json" in name else name):
+        targets.load(folder)
+    if name != "abridged.json":
+        assert "is not the file that was built" in run_py(folder).stderr
+
+
+def test_run_py_needs_numpy_alone(folder: Path) -> None:
+    done = run_py(folder)
+    assert done.returncode == 0, done.stderr
+    with targets.load(folder) as artifact:
+        np.testing.assert_array_equal(np.load(folder.parent / "output0.npy"), artifact(X).numpy())
+    np.save(folder.parent / "x.npy", X.numpy().astype(np.float64))
+    wrong = subprocess.run([sys.executable, str(folder / "run.py"), "x.npy"], cwd=folder.parent, capture_output=True)
+    assert wrong.stderr.startswith(b"run.py: the network takes")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (X.double(), "dtype"),
+        (X[..., 1:], "shape"),
+        (X.to("meta"), "meta"),
+        ([1.0], "expected"),
+        (X.numpy().astype(">f4"), "dtype"),
+    ],
+)
+def test_wrong_inputs_never_reach_c(built: Path, wrong: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.Library, "run", lambda *_: pytest.fail("C ran"))
+    with targets.load(built) as artifact, pytest.raises(InputError, match=message):
+        artifact(wrong)
+
+
+def test_a_compilers_failure_shows_its_first_error_and_the_sources(graph: Graph, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-cc"
+    real = find_compiler()[0]
+    broken.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -c "*) echo "model.c:7: error: boom" >&2; exit 1;; esac\n{real} "$@"\n'
+    )
+    broken.chmod(0o755)
+    with pytest.raises(CompilerError, match=r"error: boom; the sources are in (\S+)$") as caught:
+        targets.build(graph, "native", tmp_path / "net", cc=str(broken), tune=False)
+    kept = Path(str(caught.value).rpartition(" ")[2])
+    assert {"model.c", "model.h", "weights.bin", "threads.c"} <= set(os.listdir(kept))
+    shutil.rmtree(kept)
+    assert not (tmp_path / "net").exists()
+
+
+# ---- threads ----
+
+
+def test_a_forked_process_is_told_to_load_again(built: Path) -> None:
+    program = f"""
+import os, torch
+from abridged import targets
+from abridged.errors import InputError
+artifact = targets.load({str(built)!r}, threads=2)
+x = torch.zeros(1, 3, 33, 29)
+artifact(x)
+child = os.fork()
+if not child:
+    try:
+        artifact(x)
+    except InputError as error:
+        artifact.close()
+        os._exit(7 if "forked; load it again" in str(error) else 8)
+    os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+artifact(x)
+artifact.close()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+def tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_close_ends_the_threads_and_idle_ones_park(built: Path) -> None:
+    before = tasks()
+    with targets.load(built, threads=4) as artifact:
+        assert tasks() == before + 3
+        artifact(X)
+        time.sleep(0.05)
+        start = time.process_time()
+        time.sleep(0.4)
+        assert time.process_time() - start < 0.04, "idle threads burn the CPU"
+    assert tasks() == before
+
+
+def test_the_gil_is_free_while_it_runs(built: Path) -> None:
+    with targets.load(built, threads=1) as artifact:
+        engine = artifact._engine
+        inside, seen = threading.Event(), threading.Event()
+
+        def wait(pool: int, task: int, args: int, count: int) -> None:
+            inside.set()
+            seen.wait(20)
+
+        outputs = [np.empty((1, 10), np.float32)]
+        caller = threading.Thread(target=engine._library.run, args=([X.numpy()], outputs, library._Task(wait)))
+        caller.start()
+        assert inside.wait(20)
+        seen.set()  # this thread goes on while the other is inside the library
+        caller.join(20)
+        assert not caller.is_alive()
+
+
+STRESS = """
+#include <stdio.h>
+#include <pthread.h>
+struct pool;
+struct pool *pool_open(int);
+void pool_close(struct pool *);
+void pool_run(struct pool *, void (*)(const void *, long, long), const void *, long);
+static void mark(const void *args, long begin, long end) { for (long i = begin; i < end; i++) ((long *)args)[i]++; }
+static void *many(void *arg) {
+  long counts[97] = {0}, wrong = 0;
+  struct pool *pool = pool_open(4);
+  for (int i = 0; i < 2000; i++) pool_run(pool, mark, counts, 1 + i % 97);
+  for (int i = 0; i < 97; i++) wrong += counts[i] != 2000 - 2000 / 97 * i - (2000 % 97 < i ? 2000 % 97 : i);
+  pool_close(pool);
+  return (void *)wrong;
+}
+int main(void) {
+  pthread_t other;
+  void *wrong;
+  pthread_create(&other, 0, many, 0);
+  long mine = (long)many(0);
+  pthread_join(other, &wrong);
+  return mine + (long)wrong != 0;
+}
+"""
+
+
+def test_the_pool_has_no_race(tmp_path: Path) -> None:
+    (tmp_path / "stress.c").write_text(STRESS)
+    (tmp_path / "threads.c").write_bytes(threads.source())
+    compiler = next((name for name in ("gcc", "clang") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("needs gcc or clang")
+    command = [compiler, "-O1", "-g", "-fsanitize=thread", "stress.c", "threads.c", "-o", "stress", "-lpthread"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = subprocess.run(["./stress"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# ---- what it promises of size and time ----
+
+
+def live(graph: Graph) -> int:
+    """The largest sum of bytes of a plan's values that are alive at the same step, without any padding."""
+    chosen = plan(graph)
+    spans = memory._lives(chosen, reuse=True)
+    shapes = {name: 4 * int(np.prod(value.shape)) for name, value in graph.values.items()}
+    return max(
+        sum(shapes.get(each.buffer, 0) for each in spans if each.first <= i <= each.last)
+        for i in range(len(chosen.steps))
+    )
+
+
+def sections(library_file: Path) -> int:
+    """Bytes of code and constants of a shared library."""
+    said = subprocess.run(["size", str(library_file)], capture_output=True, text=True, check=True).stdout
+    return int(said.splitlines()[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("resnet18", 300_000), pytest.param("resnet50", 300_000, marks=pytest.mark.slow)],
+)
+def test_a_pruned_resnet_keeps_the_promises(torchvision_models, name: str, code: int, tmp_path: Path) -> None:
+    model = network(torchvision_models, name)
+    ab.prune(model, 0.9, allocation="uniform")  # every layer is a sparse one
+    x = torch.randn(1, 3, 224, 224)
+    graph = capture(model, x)
+    targets.build(graph, "native", tmp_path / "net", threads=2, tune=False).close()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    sparse = sum(6 * int((w != 0).sum()) + 4 * len(w) for w in weights)
+    assert (tmp_path / "net" / "weights.bin").stat().st_size <= 1.05 * sparse
+    assert sections(tmp_path / "net" / "model.so") < code
+    start = time.perf_counter()
+    for file in sorted((tmp_path / "net").iterdir()):
+        sha256(file)
+    hashing = time.perf_counter() - start
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        artifact = targets.load(tmp_path / "net", threads=2)
+        took.append(time.perf_counter() - start - hashing)
+        artifact.close()
+    assert min(took) < 0.05
+    assert 4 * plan(graph).arena <= 1.15 * live(graph)
+
+
+def test_equal_bits_on_one_to_four_threads(built: Path) -> None:
+    answers = []
+    for count in range(1, 5):
+        with targets.load(built, threads=count) as artifact:
+            answers += [artifact(X) for _ in range(10)]
+    assert all(torch.equal(one, other) for one, other in pairwise(answers))

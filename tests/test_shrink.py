@@ -1,0 +1,246 @@
+"""Shrink: outputs of the masked and the shrunk model are equal, on networks of every family; what cannot go stays and says why."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import network, own_size, randomize
+from test_networks import LIST, _all_names
+from torch import Tensor, nn
+
+import abridged as ab
+from abridged.errors import InputError
+from abridged.graph.cost import cost
+from abridged.pruning.shrink import shrink
+from abridged.pruning.trials import answer, close
+
+FAST = {
+    "densenet121": 64,
+    "googlenet": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_y_400mf": 64,
+    "resnet18": 64,
+    "shufflenet_v2_x0_5": 64,
+    "squeezenet1_1": 64,
+}
+ATTENTION = ("vit", "swin", "maxvit")
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _conv_macs(model: nn.Module, x: Tensor) -> int:
+    graph = ab.capture(model, x)
+    return sum(cost(node, graph, {}).macs for node in graph if node.op == "conv")
+
+
+def _equal(masked: nn.Module, small: nn.Module, *x: Tensor) -> bool:
+    with torch.no_grad():
+        both = (answer(copy.deepcopy(model).double().eval(), x) for model in (masked, small))
+    return all(close(*pair) for pair in zip(*both, strict=True))
+
+
+def _halved(model: nn.Module, x: Tensor, **options) -> tuple[nn.Module, list[str]]:
+    lines: list[str] = []
+    ab.prune(model, 0.5, pattern="channel", example=x, **options)
+    return shrink(model, x, say=lines.append), lines
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_one_network_of_every_family_is_halved(torchvision_models, name: str) -> None:
+    model = network(torchvision_models, name)
+    x = torch.randn(2, 3, FAST[name], FAST[name])
+    small, _ = _halved(model, x)
+    assert type(small) is type(model)
+    assert _count(small) < 0.6 * _count(model)
+    assert _equal(model, small, x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIST.exists(), reason="needs the list of networks in ../shared")
+@pytest.mark.parametrize("name", _all_names())
+def test_every_network_is_halved(torchvision_models, name: str) -> None:
+    model = network(torchvision_models, name)
+    x = torch.randn(1, 3, own_size(name), own_size(name))
+    start = time.process_time()
+    small, _ = _halved(model, x)
+    seconds = time.process_time() - start
+    share = _count(small) / _count(model)
+    print(f"{name}: {share:.3f} of the parameters, {seconds:.1f} s")
+    assert share < (0.75 if name.startswith(ATTENTION) else 0.6)
+    assert _equal(model, small, x)
+
+
+class _Net(nn.Module):
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+IMAGE = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(3))
+
+
+def _cnn(activation: nn.Module, padding: int = 0, bias: bool = True) -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation, nn.Conv2d(8, 6, 3, padding=padding, bias=bias)]
+    return randomize(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))).eval()
+
+
+def test_attributes_are_right_and_the_input_model_is_untouched() -> None:
+    model = _cnn(nn.ReLU())
+    ab.prune(model, 0.5, pattern="channel", example=IMAGE)
+    before = copy.deepcopy(model.state_dict())
+    small = ab.shrink(model, IMAGE)
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels, small[6].in_features) == (4, 4, 4, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
+    assert model[0].out_channels == 8
+    assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_an_activation_makes_of_zero_is_folded(bias: bool) -> None:
+    model = _cnn(nn.Sigmoid(), bias=bias).double()
+    small, _ = _halved(model, IMAGE.double())
+    assert small[0].out_channels == 4
+    assert _equal(model, small, IMAGE)
+
+
+def test_zero_padding_keeps_a_constant_from_being_folded() -> None:
+    model = _cnn(nn.Sigmoid(), padding=1)
+    with torch.no_grad():
+        for parameter in (*model[0].parameters(), *model[1].parameters()):
+            parameter[:3] = 0
+    with pytest.raises(InputError, match="nothing to shrink"):
+        ab.shrink(model, IMAGE)
+
+
+def test_the_shrunk_model_trains_saves_loads_and_exports(tmp_path) -> None:
+    model = _cnn(nn.ReLU())
+    small, _ = _halved(model, IMAGE)
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    small.train()(IMAGE).square().sum().backward()
+    optimizer.step()
+    small.eval()
+    ab.save(small, tmp_path / "net.safetensors")
+    other = copy.deepcopy(small)
+    nn.init.zeros_(other[0].weight)
+    ab.load_into(other, tmp_path / "net.safetensors")
+    assert torch.equal(other(IMAGE), small(IMAGE))
+    assert ab.capture(small, IMAGE).values
+
+
+def test_masks_hold_the_zeros_while_training() -> None:
+    model = _cnn(nn.ReLU())
+    masks = ab.prune(model, 0.5, pattern="channel", example=IMAGE)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    masks.hold(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IMAGE).square().sum().backward()
+        optimizer.step()
+    assert ab.shrink(model, IMAGE)[0].out_channels == 4
+
+
+def test_a_number_in_forward_freezes_its_group_with_a_reason() -> None:
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 6, 1), "out": nn.Linear(6, 4)}
+    literal = _Net(
+        lambda m, x: m.out(F.relu(m.b(F.relu(m.a(x).reshape(2, 8, -1)).reshape(2, 8, 10, 10))).mean((2, 3))), **layers
+    )
+    small, lines = _halved(literal, IMAGE)
+    assert small.a.out_channels == 8
+    assert small.b.out_channels == 3
+    masks = ab.prune(literal, 0.5, pattern="channel", example=IMAGE)
+    assert any("forward does not bear it" in line and "a.weight" in line for line in masks.summary)
+    assert lines
+
+
+def test_a_literal_slice_that_reads_other_channels_is_found_by_its_answer() -> None:
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(4, 6, 1), "c": nn.Conv2d(4, 6, 1), "out": nn.Linear(6, 4)}
+    net = _Net(lambda m, x: m.out((m.b((y := m.a(x))[:, :4]) + m.c(y[:, -4:])).mean((2, 3))), **layers)
+    small, _ = _halved(net, IMAGE)
+    assert small.a.out_channels == 8
+    assert _equal(net, small, IMAGE)
+
+
+def test_inexact_narrows_streams_that_norms_read() -> None:
+    block = {"inn": nn.Linear(6, 8), "norm": nn.LayerNorm(8), "up": nn.Linear(8, 16), "down": nn.Linear(16, 8)}
+    net = _Net(lambda m, x: m.out((y := m.inn(x)) + m.down(F.gelu(m.up(m.norm(y))))), **block, out=nn.Linear(8, 4))
+    x = torch.randn(2, 5, 6)
+    exact, _ = _halved(copy.deepcopy(net), x)
+    assert (exact.inn.out_features, exact.up.out_features) == (8, 8)
+    ab.prune(net, 0.5, pattern="channel", example=x, exact=False)
+    narrow = shrink(net, x, exact=False)
+    assert (narrow.inn.out_features, narrow.norm.normalized_shape, narrow.up.out_features) == (4, (4,), 8)
+    assert narrow(x).shape == (2, 5, 4)
+
+
+def test_heads_alone() -> None:
+    def forward(m: _Net, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (-1, 3)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
+        return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    net = _Net(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
+    x = torch.randn(1, 5, 6)
+    ab.prune(net, 0.5, pattern="heads", example=x)
+    small = ab.shrink(net, x)
+    assert (small.qkv.out_features, small.out.in_features) == (18, 6)
+    assert _equal(net, small, x)
+
+
+@pytest.mark.parametrize("goal", [{"macs": 0.5}, {"parameters": 0.3}, {"sparsity": 0.7, "allocation": "global"}])
+def test_goals_are_met_from_below(goal) -> None:
+    model = randomize(
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 3))
+    ).eval()
+    macs, parameters = _conv_macs(model, IMAGE), _count(model)
+    ab.prune(model, pattern="channel", example=IMAGE, **goal)
+    small = ab.shrink(model, IMAGE)
+    assert 0.9 * goal.get("macs", 0) <= _conv_macs(small, IMAGE) / macs <= goal.get("macs", 1)
+    assert 0.9 * goal.get("parameters", 0) <= _count(small) / parameters <= goal.get("parameters", 1)
+
+
+def test_channels_are_rounded_to_multiples() -> None:
+    model = randomize(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 33), nn.ReLU(), nn.Linear(33, 2))).eval()
+    small, _ = _halved(model, torch.zeros(1, 4), round_to=8)
+    assert (small[0].out_features, small[2].out_features) == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"sparsity": 0.5}, "give example="),
+        ({"example": IMAGE}, "exactly one of sparsity, macs and parameters"),
+        ({"sparsity": 0.5, "macs": 0.5, "example": IMAGE}, "not sparsity and macs"),
+        ({"macs": 1.5, "example": IMAGE}, "in \\[0, 1\\]"),
+        ({"macs": 0.0001, "example": IMAGE}, "ask for more"),
+        ({"sparsity": 0.5, "keep": 3, "example": IMAGE}, "keep does not go with pattern channel"),
+        ({"sparsity": 0.5, "round_to": 0, "example": IMAGE}, "round_to"),
+        ({"sparsity": 0.5, "allocation": "erk", "example": IMAGE}, "allocation 'erk'"),
+        ({"sparsity": 0.5, "include": ["nothing"], "example": IMAGE}, "leave no group|no parameter"),
+        ({"sparsity": 0.5, "example": torch.zeros(1, 2)}, "forward does not accept the example"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_touched(options, why: str) -> None:
+    model = _cnn(nn.ReLU())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ab.AbridgedError, match=why):
+        ab.prune(model, pattern="channel", **options)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
+
+
+def test_nothing_to_shrink_is_an_error() -> None:
+    with pytest.raises(InputError, match="no channel is zero"):
+        ab.shrink(_cnn(nn.ReLU()), IMAGE)
+    with pytest.raises(InputError, match="an output of the network"):
+        ab.shrink(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(InputError, match="macs does not go with"):
+        ab.prune(_cnn(nn.ReLU()), macs=0.5)
