@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abridged.errors import GateError as GateError
     from abridged.errors import InputError as InputError
     from abridged.errors import UnsupportedError as UnsupportedError
+    from abridged.factorization.factorize import factorize as factorize
     from abridged.graph.capture import capture as capture
     from abridged.ledger import Ledger as Ledger
     from abridged.measurement.measure import Measurement as Measurement
@@ -60,6 +61,7 @@ _HOME = {
     "deploy": "delivery",
     "distill": "distillation.distill",
     "evaluate": "data",
+    "factorize": "factorization.factorize",
     "find_ticket": "pruning.rewind",
     "fit": "training",
     "load": "delivery",
