@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from networks import cifar, resnet
@@ -25,9 +26,9 @@ Method = Callable[[nn.Module, float, ab.Data], object]
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def by(criterion: str, allocation: str) -> Method:
+def by(criterion: str, allocation: str, **options: Any) -> Method:
     return lambda model, sparsity, data: ab.prune(
-        model, sparsity, criterion=criterion, allocation=allocation, data=data, samples=1024
+        model, sparsity, criterion=criterion, allocation=allocation, data=data, samples=1024, **options
     )
 
 
@@ -36,6 +37,11 @@ METHODS: dict[str, Method] = {
     "magnitude, global": by("magnitude", "global"),
     "magnitude, LAMP": by("lamp", "global"),
     "magnitude, ERK": by("magnitude", "erk"),
+    "magnitude, global + BN": by("magnitude", "global", reestimate=True),
+    "least squares, LAMP + BN": by("lamp", "global", solver="least-squares", reestimate=True),
+    "SparseGPT, LAMP + BN": by("lamp", "global", solver="sparse-gpt", reestimate=True),
+    "OBS, LAMP + BN": by("lamp", "global", solver="obs", reestimate=True),
+    "OBS, ERK + BN": by("magnitude", "erk", solver="obs", reestimate=True),
 }
 
 

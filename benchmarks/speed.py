@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,9 @@ for line in sys.stdin:
 
 
 class DeepSparse:
-    """An engine in another Python, asked through a pipe; the pipe's own time (some 20 µs) counts as the engine's."""
+    """An engine in another Python, asked through a pipe; the pipe's own time (some 20 µs) counts as the engine's.
+
+    Its threads never sleep, so that the process is stopped while others are timed."""
 
     def __init__(self, python: str, file: Path, x: np.ndarray, threads: int) -> None:
         np.save(file.with_suffix(".npy"), x)
@@ -111,10 +114,14 @@ class DeepSparse:
         while (line := self._read()) != "ready":
             if not line:
                 raise RuntimeError("deepsparse did not start; run it by hand to see why")
+        self.park(True)
 
     def _read(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def park(self, parked: bool) -> None:
+        self.process.send_signal(signal.SIGSTOP if parked else signal.SIGCONT)
 
     def __call__(self) -> None:
         assert self.process.stdin is not None
@@ -125,6 +132,16 @@ class DeepSparse:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def _while_parked(rival: DeepSparse, call: Callable[[], object]) -> None:
+    rival.park(True)
+    call()
+
+
+def _awake(rival: DeepSparse) -> None:
+    rival.park(False)
+    rival()
 
 
 def artifact(model: nn.Module, x: torch.Tensor, out: Path, target: str, options: argparse.Namespace) -> Any:
@@ -155,7 +172,9 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         file = folder / "model.onnx"
         torch.onnx.export(model, (x,), str(file), dynamo=False, input_names=["x"], opset_version=13)
         rival = DeepSparse(options.deepsparse, file, given, options.threads)
-        calls["DeepSparse"] = rival
+        calls = {name: partial(_while_parked, rival, call) for name, call in calls.items()} | {
+            "DeepSparse": partial(_awake, rival)
+        }
         closing.append(rival)
     times = time_interleaved(calls, seconds=options.seconds, min_runs=30, repeat=5, pause=0.1)
     layers = engines["native"].layer_times((given,), runs=20) if options.layers else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from native_checks import poison
@@ -30,6 +32,78 @@ REFUSED = {
     "avg_pool-2": "avg_pool over 3 spatial axes",
 }
 EVERY = {param.id: param.values for param in _all_cases()}
+SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33)  # of a line: around vectors of 4, 8 and 16
+
+
+def _edges() -> list[tuple[str, Case]]:
+    """Ops over windows and axes, with every option, at sizes around those of a vector."""
+    random, found = np.random.default_rng(0), []
+
+    def some(*numbers: int) -> tuple[int, int]:
+        return int(random.choice(numbers)), int(random.choice(numbers))
+
+    def maps(*size: int) -> torch.Tensor:
+        return torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+    def add(op: str, x: torch.Tensor, *more: torch.Tensor | None, terms: int = 40, **attrs: Any) -> None:
+        found.append((op, Case((x, *more), attrs, None, terms)))
+
+    for width in SIZES:
+        x = maps(int(random.choice([3, 5, 8])), width)
+        for _ in range(3):
+            kernel = (int(random.choice([1, 2, 3])), int(random.choice([k for k in (1, 2, 3, 5) if k <= width])))
+            around = {"kernel": kernel, "stride": some(1, 2, 3), "padding": tuple(k // 2 for k in kernel)}
+            ceil = bool(random.integers(2))
+            add("max_pool", x, **around, dilation=(1, 1), ceil_mode=ceil)
+            add("avg_pool", x, **around, ceil_mode=ceil, count_include_pad=bool(random.integers(2)))
+        add(
+            "max_pool",
+            x,
+            kernel=(2, 1 + (width > 2)),
+            stride=some(1, 2),
+            padding=(1, 0),
+            dilation=(2, 2),
+            ceil_mode=False,
+        )
+        add("adaptive_avg_pool", x, output_size=some(1, 2, 4, 7))
+        add("adaptive_max_pool", x, output_size=some(1, 2, 4, 7))
+        add("group_norm", x, torch.randn(6), torch.randn(6), groups=int(random.choice([1, 2, 6])), eps=1e-5, terms=200)
+        add("softmax", x, axis=int(random.integers(4)))
+        add("log_softmax", x, axis=int(random.integers(4)))
+        axes = tuple(sorted(random.choice(4, int(random.integers(1, 4)), replace=False).tolist()))
+        for op in ("sum", "mean", "amax", "amin", "prod"):
+            add(op, x, axes=axes, keepdim=bool(random.integers(2)), terms=300)
+        add("var", x, axes=axes, correction=0.0, keepdim=False, terms=300)
+        for order in (0.0, 1.0, 3.0, -math.inf):
+            add("vector_norm", x, ord=order, axes=axes, keepdim=True, terms=300)
+        add("cumsum", x, axis=int(random.integers(4)), terms=300)
+        add("argmax", x, axis=int(random.integers(4)), keepdim=False)
+        for mode in ("nearest", "linear"):
+            for corners in (False, True)[: 1 + (mode == "linear")]:
+                add("resize", x, size=some(1, 4, 9, 30), scales=None, mode=mode, align_corners=corners, terms=400)
+        stride, kernel, dilation = some(1, 2, 3), some(1, 2, 3, 4), some(1, 2)
+        extra = tuple(int(random.integers(max(s, d))) for s, d in zip(stride, dilation, strict=True))
+        groups = int(random.choice([1, 2, 3]))
+        padding = tuple(int(random.integers(d * (k - 1) // 2 + 1)) for k, d in zip(kernel, dilation, strict=True))
+        bias = torch.randn(4 * groups) if width % 2 else None
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": extra,
+            "dilation": dilation,
+            "groups": groups,
+        }
+        add("conv_transpose", x, torch.randn(6, 4, *kernel), bias, **options, terms=200)
+        add("slice", x, axis=3, start=0, stop=width, step=int(random.choice([1, 2, 5])))
+        add("roll", x, shifts=(1, -4), axes=(2, 3))
+        add("repeat", x, repeats=(1, 2, 1, 3))
+        for mode in ("constant", "reflect", "replicate", "circular"):
+            most = 0 if width == 1 and mode == "reflect" else min(width - (mode == "reflect"), 2)
+            add("pad", x, padding=((0, 0), (0, 0), (2, 1), (most, most)), mode=mode, value=-1.5)
+    return found
+
+
+EVERY |= {f"{op}-edge{i}": (op, case) for i, (op, case) in enumerate(_edges())}
 COMPUTED = [name for name in EVERY if name not in REFUSED]
 PARAMETERS = {"weight", "bias", "mean", "var"}
 

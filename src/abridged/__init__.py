@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abridged.errors import GateError as GateError
     from abridged.errors import InputError as InputError
     from abridged.errors import UnsupportedError as UnsupportedError
+    from abridged.factorization.factorize import factorize as factorize
     from abridged.graph.capture import capture as capture
     from abridged.ledger import Ledger as Ledger
     from abridged.measurement.measure import Measurement as Measurement
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from abridged.pruning.regrow import Regrowth as Regrowth
     from abridged.pruning.rewind import Ticket as Ticket
     from abridged.pruning.rewind import find_ticket as find_ticket
+    from abridged.pruning.sensitivity import Sensitivity as Sensitivity
+    from abridged.pruning.sensitivity import sensitivity as sensitivity
     from abridged.pruning.shrink import shrink as shrink
     from abridged.pruning.solvers import reestimate as reestimate
     from abridged.recipe import Budget as Budget
@@ -51,12 +54,14 @@ _HOME = {
     "Recipe": "recipe",
     "Regrowth": "pruning.regrow",
     "Ticket": "pruning.rewind",
+    "Sensitivity": "pruning.sensitivity",
     "UnsupportedError": "errors",
     "capture": "graph.capture",
     "compress": "run",
     "deploy": "delivery",
     "distill": "distillation.distill",
     "evaluate": "data",
+    "factorize": "factorization.factorize",
     "find_ticket": "pruning.rewind",
     "fit": "training",
     "load": "delivery",
@@ -65,6 +70,7 @@ _HOME = {
     "prune": "pruning.prune",
     "reestimate": "pruning.solvers",
     "save": "weights",
+    "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.shrink",
 }
 

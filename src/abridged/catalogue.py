@@ -7,6 +7,7 @@ TABLES = {
     "patterns": ("pruning.patterns", "PATTERNS"),
     "allocations": ("pruning.allocation", "ALLOCATIONS"),
     "schedules": ("pruning.schedules", "SCHEDULES"),
+    "factorizations": ("factorization.methods", "METHODS"),
     "losses": ("distillation.losses", "LOSSES"),
     "courses": ("distillation.courses", "SHAPES"),
     "targets": ("targets", "TARGETS"),

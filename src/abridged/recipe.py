@@ -141,6 +141,37 @@ class Prune(Teaching):
         return f"Prune {amount} ({self.criterion}, {self.allocation}, {self.schedule}{taught})"
 
 
+@STEPS.entry("factorize")
+class Factorize(Step):
+    """Replace layers by products of smaller ones: exactly one of rank, energy, ratio. `measured`: only where the target gains."""
+
+    kind = "factorize"
+    method: Annotated[str, _known("factorization.methods", "METHODS")] | tuple[str, ...] = "svd"
+    rank: int | str | dict[str, int | str | tuple[int, ...]] | None = None
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    of: Literal["parameters", "macs", "seconds"] = "parameters"
+    measured: bool = False  # a layer whose factors are not faster on the recipe's target stays dense
+    lose_zeros: bool = False  # allows factors of weights that were pruned: they are dense again
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Factorize:
+        if sum(amount is not None for amount in (self.rank, self.energy, self.ratio)) != 1:
+            raise ValueError("give exactly one of rank, energy, ratio")
+        if self.of != "parameters" and self.ratio is None:
+            raise ValueError(f"of: {self.of} says what a ratio counts: give ratio")
+        return self
+
+    @property
+    def title(self) -> str:
+        amount = f"rank {self.rank}" if self.energy is None else f"{100 * self.energy:.4g} % of the energy"
+        if self.ratio is not None:
+            amount = f"{100 * self.ratio:.4g} % of the {self.of} left"
+        return f"Factorize ({self.method if isinstance(self.method, str) else ', '.join(self.method)}, {amount})"
+
+
 @STEPS.entry("distill")
 class Distill(Teaching):
     """Train the compressed network on the labels and on the soft labels of the uncompressed one."""
@@ -166,12 +197,15 @@ class Finetune(Training):
 
 @STEPS.entry("deploy")
 class Deploy(Step):
-    """Build the artifact for a target. Last; `--target` on the command line replaces it."""
+    """Build the artifact for a target. Last; `--target` on the command line replaces it.
+
+    `beside`: targets on which every row's network is also built and measured, in the same interleaved run."""
 
     kind = "deploy"
     target: Annotated[str, _known("targets", "TARGETS")] = "onnxruntime"
     threads: Annotated[int, Field(ge=1)] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    beside: tuple[Annotated[str, _known("targets", "TARGETS")], ...] = ()
 
     @property
     def title(self) -> str:
@@ -201,11 +235,12 @@ class Recipe(BaseModel):
     def _order(self) -> Recipe:
         kinds = [step.kind for step in self.steps]
         if not set(kinds) - {"train", "deploy"}:
-            raise ValueError("no step compresses anything: add one of prune, distill, finetune")
+            raise ValueError("no step compresses anything: add one of prune, factorize, distill, finetune")
         if "deploy" in kinds[:-1]:
             raise ValueError("deploy must be the last step")
         if "train" in kinds[1:]:
             raise ValueError("train makes the dense model: it must be the first step")
+        _keeps_zeros(self.steps)
         return self
 
     @property
@@ -249,6 +284,18 @@ class Recipe(BaseModel):
             "budget": self.budget.model_dump(exclude_none=True),
             "steps": [{step.kind: step.model_dump(mode="json", exclude_none=True)} for step in self.steps],
         }
+
+
+def _keeps_zeros(steps: tuple[Step, ...]) -> None:
+    """Factors are dense: those of a pruned weight lose what pruning did, unless `shrink` made it smaller before."""
+    pruned = False
+    for step in steps:
+        if isinstance(step, Factorize) and pruned and not step.lose_zeros:
+            raise ValueError(
+                "factorize after prune loses the zeros, since factors are dense: factorize first and prune the factors,"
+                " or say lose_zeros: true"
+            )
+        pruned = (pruned or isinstance(step, Prune)) and step.kind not in ("shrink", "factorize")
 
 
 def load(source: str | Path | Recipe | Mapping[str, Any] | list[Any] | None) -> Recipe:

@@ -11,6 +11,7 @@ OUT/recipe.yaml  ledger.json  report.html  report.md
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import time
@@ -30,6 +31,7 @@ from abridged.delivery import deliver
 from abridged.distillation.arrange import arranged
 from abridged.distillation.terms import terms
 from abridged.errors import GateError, InputError, nearest
+from abridged.factorization.factorize import factorize
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
 from abridged.ledger import Check, Ledger, Row
@@ -41,9 +43,9 @@ from abridged.measurement.theory import theory
 from abridged.progress import bar
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
-from abridged.recipe import Budget, Prune, Recipe, Step, Teaching, Training
+from abridged.recipe import Budget, Factorize, Prune, Recipe, Step, Teaching, Training
 from abridged.rundir import fingerprint, prepare
-from abridged.steps import RUNNERS, Outcome, Work, join, train
+from abridged.steps import REBUILDERS, RUNNERS, Outcome, Work, clock, join, train
 from abridged.targets import TARGETS
 from abridged.targets.artifact import Artifact
 from abridged.weights import load_into, read, save
@@ -144,14 +146,21 @@ def compress(
 
 def _rehearse(plan: Plan, module: nn.Module) -> None:
     """Find now, on a copy, what would be refused after hours of training."""
+    rehearsed = module
     for step in plan.recipe.compression:
         if isinstance(step, Prune):
-            prune(copy.deepcopy(module), 0.5, include=step.include, exclude=step.exclude)
+            prune(copy.deepcopy(rehearsed), 0.5, include=step.include, exclude=step.exclude)
+        if isinstance(step, Factorize):
+            method = step.method if isinstance(step.method, str) else "svd"
+            rank = 1 if step.rank is None or step.rank == "evbmf" else step.rank
+            rehearsed = factorize(
+                rehearsed, plan.example, method, rank=rank, include=step.include, exclude=step.exclude
+            )
         if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
             raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
         if isinstance(step, Teaching) and step.teacher == "dense" and step.epochs:
             arranged(
-                copy.deepcopy(module), module, plan.data, terms(step.loss, step.layers),
+                copy.deepcopy(rehearsed), module, plan.data, terms(step.loss, step.layers),
                 alpha=step.alpha, temperature=step.temperature,
             )  # fmt: skip
     options = TARGETS[plan.target]().options
@@ -164,7 +173,9 @@ def _run(plan: Plan, module: nn.Module) -> Compressed:
     stages = _stages(plan)
     models: dict[str, nn.Module] = {}
     rows: list[Row] = []
-    work = Work(module, started_from, plan.data, plan.seed)
+    deploy = plan.recipe.deploy
+    cost = clock(deploy.target, deploy.threads, deploy.options)
+    work = Work(module, started_from, plan.data, plan.seed, cost=cost)
     with bar(f"Compress {plan.model}", total=len(stages) + 1) as task:
         for name, kind, title, options, act in stages:
             if kind == "control":  # starts again from the dense model
@@ -217,6 +228,10 @@ def _stage(plan: Plan, name: str, kind: Any, title: str, options: dict[str, Any]
     """Do a stage, or take up what an earlier run did: then the model and the masks are as that run left them."""
     done, scratch = plan.out / "steps" / name, plan.out / "work" / name
     if done.exists():
+        if (done / "structure.json").exists():
+            work.model = REBUILDERS[name.partition("-")[2]](
+                work.model, json.loads((done / "structure.json").read_text())
+            )
         load_into(work.model, done / "model.safetensors")
         if (done / "masks.safetensors").exists():
             work.masks = Masks.rebuild(work.model, read(done / "masks.safetensors"))
@@ -237,6 +252,8 @@ def _stage(plan: Plan, name: str, kind: Any, title: str, options: dict[str, Any]
     )
     with directory_atomic(done) as fresh:
         save(work.model, fresh / "model.safetensors")
+        if outcome.structure is not None:
+            write_atomic(fresh / "structure.json", json.dumps(outcome.structure).encode())
         if work.masks is not None:
             save(dict(work.masks), fresh / "masks.safetensors")
         write_atomic(fresh / "row.json", row.model_dump_json(indent=1).encode())
@@ -254,12 +271,20 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
     deploy = plan.recipe.deploy
     artifacts: dict[str, Artifact] = {}
     deviations: dict[str, Deviation] = {}
-    with bar("Build and check the artifacts", total=len(rows)) as task:
+    beside = [(row, target) for row in rows for target in deploy.beside if target != deploy.target]
+    with bar("Build and check the artifacts", total=len(rows) + len(beside)) as task:
         for row in rows:
             place = plan.out / ("artifact" if row.name == final else f"work/artifacts/{row.name}")
             artifacts[row.name], deviations[row.name] = deliver(
                 models[row.name], plan.example, deploy.target, place, data=plan.data,
                 threads=deploy.threads, force=True, **deploy.options,
+            )  # fmt: skip
+            task.advance()
+        for row, target in beside:
+            name = f"{row.name} on {target}"
+            artifacts[name], deviations[name] = deliver(
+                models[row.name], plan.example, target, plan.out / "work/artifacts" / name, data=plan.data,
+                threads=deploy.threads, force=True,
             )  # fmt: skip
             task.advance()
     threads = artifacts[final].threads
@@ -270,9 +295,10 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
     complete = []
     for row in rows:
         _same_accuracy(row, measured[row.name])
-        beside = (measured["pytorch"],) if row.kind == "dense" else ()
+        others = [measured[f"{row.name} on {target}"] for each, target in beside if each is row]
+        others += [measured["pytorch"]] if row.kind == "dense" else []
         timed = with_times(row.theory, artifacts[row.name].layer_times())
-        complete.append(row.model_copy(update={"practice": (measured[row.name], *beside), "theory": timed}))
+        complete.append(row.model_copy(update={"practice": (measured[row.name], *others), "theory": timed}))
     for name, artifact in artifacts.items():
         if name != final:
             artifact.close()

@@ -13,11 +13,15 @@ from torch import nn
 
 from abridged.data import Data
 from abridged.distillation.distill import distill_fit
+from abridged.factorization.amount import Cost
+from abridged.factorization.factorize import factorize, rebuild, report
+from abridged.graph.graph import Graph
 from abridged.ledger import Curve
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
-from abridged.recipe import Prune, Teaching, Training
+from abridged.recipe import Factorize, Prune, Teaching, Training
 from abridged.tables import Table
+from abridged.targets import build
 from abridged.training import constant, cosine, fit
 
 
@@ -30,6 +34,7 @@ class Work:
     data: Data
     seed: int
     masks: Masks | None = None
+    cost: Cost | None = None  # seconds that a graph takes on the target of the recipe
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,15 @@ class Outcome:
 
     curves: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
+    structure: dict[str, Any] | None = None  # of a step that made other modules: what REBUILDERS makes them from
 
 
 Runner = Callable[[Work, Any, Path], Outcome]
 RUNNERS = Table[Runner]("step")
+
+# Kind of step → the model as that step left it but for its values, from the model before and the outcome's structure.
+REBUILDERS = Table[Callable[[nn.Module, dict[str, Any]], nn.Module]]("step that makes other modules")
+REBUILDERS.entry("factorize")(rebuild)
 
 
 @RUNNERS.entry("train", "finetune", "distill")
@@ -93,6 +103,36 @@ def remove(work: Work, options: Prune, checkpoint: Path) -> Outcome:
     )
     outcome = train(work, options, checkpoint) if options.epochs else Outcome()
     return Outcome(outcome.curves, notes=tuple(work.masks.summary))
+
+
+@RUNNERS.entry("factorize")
+def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
+    """Replace layers by their factors; masks of pruned layers go, since factors are dense."""
+    work.model = factorize(
+        work.model,
+        work.data.example_input(),
+        options.method,
+        rank=options.rank,
+        energy=options.energy,
+        ratio=options.ratio,
+        of=options.of,
+        cost=work.cost if options.measured or options.of == "seconds" else None,
+        include=options.include,
+        exclude=options.exclude,
+    )
+    work.masks = None
+    done = report(work.model)
+    return Outcome(notes=done.summary, structure=dict(done.structure))
+
+
+def clock(target: str, threads: int | None, options: dict[str, Any]) -> Cost:
+    """The median latency of a graph on a target, in seconds."""
+
+    def seconds(graph: Graph) -> float:
+        with build(graph, target, threads=threads, **options) as artifact:
+            return artifact.latency(0.2).median / 1e3
+
+    return seconds
 
 
 def join(outcomes: list[Outcome]) -> Outcome:

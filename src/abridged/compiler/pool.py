@@ -10,6 +10,7 @@ import numpy as np
 from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
 from abridged.compiler.lower import LOWER, Lowering, Macros, macros_of_window
+from abridged.compiler.nest import extent
 from abridged.compiler.plan import Call, Choice, Layout, Step, rounded
 from abridged.compiler.resample import largest, resampled
 from abridged.graph.graph import Attr, Node
@@ -103,13 +104,10 @@ def pool(low: Lowering, node: Node, y: str) -> None:
         "AVERAGE": int(node.op == "avg_pool"),
         "COUNT_PAD": int(bool(node.attrs.get("count_include_pad"))),
     }
-    for name in ("SPAN", "MASK", "CLEAR"):
-        del macros[name]
-    low.add(
-        Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target, clears=around(low, y, target))
-    )
+    del macros["SPAN"]
+    low.add(Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target))
 
 
 def around(low: Lowering, y: str, target: Layout) -> tuple[tuple[Layout, int], ...]:
     """All of the value's rows, where what lies between its elements must be zero."""
-    return ((target, low.shape(y)[1] * target.strides[1]),) if target.zero else ()
+    return ((target, extent(low.shape(y), target)),) if target.zero else ()

@@ -6,6 +6,7 @@ A step is a nest of loops over an index space, whose body is C on the indices `i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -53,8 +54,7 @@ def cleared(made: Step, shape: tuple[int, ...]) -> Step:
     write = made.write
     if not write.zero:
         return made
-    whole = (write.at(-write.origin), write.origin + extent(shape, write))
-    return Step(made.node, made.choices, made.reads, write, clears=(whole,))
+    return replace(made, clears=((write, extent(shape, write)),))
 
 
 def offset(strides: Sequence[int], names: Sequence[str] | None = None) -> str:

@@ -3,43 +3,64 @@ family: pool
 op: pool
 format: none
 dtype: f32
-doc: largest or mean of each window, any padding, dilation and overhang; lines of outputs, tap by tap.
-macros: C XROW YROW N XSTACK YSTACK YPITCH XPITCH XSTEP SY SX PY PX DY DX KH KW H W OH OW AVERAGE COUNT_PAD
+doc: largest or mean of each window, any padding, dilation and overhang; a window's lines become one, then its columns.
+with: lines.h
+macros: C XROW YROW N XSTACK YSTACK YPITCH XPITCH XSTEP SY SX PY PX DY DX KH KW H W OH OW AVERAGE COUNT_PAD MASK CLEAR
 tiles:
   - {}
 --- */
-/* Outputs [low, high) of a line see tap k inside the map. */
-#define LOW(k) MIN(PX > (k) * DX ? (PX - (k) * DX + SX - 1) / SX : 0, OW)
-#define HIGH(k) ((W) + PX > (k) * DX ? MIN(((W) + PX - (k) * DX + SX - 1) / SX, OW) : 0)
 /* How many of a window's coordinates along an axis count in a mean: all within the padded map, or within the map. */
 #define COUNT(o, s, p, k, n) \
     (COUNT_PAD ? MIN((o) * (s) + (k), (n) + 2 * (p)) - (o) * (s) \
                : MIN((o) * (s) - (p) + (k), (n)) - ((o) * (s) > (p) ? (o) * (s) - (p) : 0))
+#define FILL (AVERAGE ? 0.0f : -INFINITY)
+/* All that the windows of whole vectors of outputs read. */
+#define ROOM MAX(PX + (W), LINE_VECTORS * LANES * SX + LANES + (KW - 1) * DX)
+
+INLINE V NAME(joined)(V a, V b) { return AVERAGE ? a + b : v_max(a, b); }
+
+/* n numbers of a line of x; whatever behind them. */
+INLINE V NAME(part)(const float *p, int n)
+{
+    float v[LANES] = {0};
+    if (XSTEP == 1) return n == LANES ? v_load(p) : v_load_n(p, n);
+    for (int i = 0; i < n; i++) v[i] = p[(long)i * XSTEP];
+    return v_load(v);
+}
+
+/* Columns j to j + n of the lines that the windows of output line oy see, joined. */
+INLINE void NAME(down)(const float *x, float *line, long oy, int j, int n)
+{
+    V v = v_set(FILL);
+    for (long ky = 0; ky < KH; ky++) {
+        const long iy = oy * SY + ky * DY - PY;
+        if (iy >= 0 && iy < H) v = NAME(joined)(v, NAME(part)(x + iy * XPITCH + (long)j * XSTEP, n));
+    }
+    v_store_n(line + PX + j, v, n);
+}
 
 enum { NAME(tasks) = C };
 
 LOCAL void SYMBOL(const struct args *a, long begin, long end)
 {
-    for (long c = begin; c < end; c++)
-        for (int n = 0; n < N; n++)
-            for (int oy = 0; oy < OH; oy++) {
-                float line[OW];
-                for (int j = 0; j < OW; j++) line[j] = AVERAGE ? 0.0f : -INFINITY;
-                for (int ky = 0; ky < KH; ky++) {
-                    int iy = oy * SY + ky * DY - PY;
-                    if (iy < 0 || iy >= H) continue;
-                    const float *x = a->x + c * XROW + n * (long)XSTACK + iy * (long)XPITCH;
-                    for (int kx = 0; kx < KW; kx++) {
-                        const float *from = x + (long)(kx * DX - PX) * XSTEP;
-                        for (int j = LOW(kx); j < HIGH(kx); j++) {
-                            float v = from[(long)j * SX * XSTEP];
-                            if (AVERAGE) line[j] += v;
-                            else line[j] = v > line[j] || v != v ? v : line[j];
-                        }
-                    }
+    float line[ROOM], counts[LINE_VECTORS * LANES];
+    for (int j = 0; j < ROOM; j++) line[j] = FILL;
+    for (int j = 0; j < LINE_VECTORS * LANES; j++) counts[j] = j < OW ? (float)(COUNT(j, SX, PX, KW, W)) : 1.0f;
+    for (long c = begin; c < end; c++) {
+        for (long n = 0; n < N; n++)
+            for (long oy = 0; oy < OH; oy++) {
+                const float *x = a->x + c * XROW + n * XSTACK;
+                int j = 0;
+                for (; j + LANES <= W; j += LANES) NAME(down)(x, line, oy, j, LANES);
+                if (W % LANES) NAME(down)(x, line, oy, j, W % LANES);
+                for (j = 0; j < LINE_VECTORS; j++) {
+                    V v = NAME(strided)(line + j * LANES * SX);
+                    for (int kx = 1; kx < KW; kx++)
+                        v = NAME(joined)(v, NAME(strided)(line + j * LANES * SX + kx * DX));
+                    if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(oy, SY, PY, KH, H)));
+                    NAME(put)(a, c, n, oy, j, v);
                 }
-                float *y = a->y + c * YROW + n * (long)YSTACK + oy * (long)YPITCH;
-                for (int j = 0; j < OW; j++)
-                    y[j] = AVERAGE ? line[j] / (COUNT(oy, SY, PY, KH, H) * COUNT(j, SX, PX, KW, W)) : line[j];
             }
+        if (MASK) NAME(clear)(a, c);
+    }
 }

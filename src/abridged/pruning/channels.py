@@ -19,14 +19,13 @@ from abridged.graph.capture import capture
 from abridged.graph.cost import COSTS
 from abridged.pruning.collect import Collector
 from abridged.pruning.coupling.groups import Coupling, Group, couple
-from abridged.pruning.coupling.labels import covered
 from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.masks import Masks
 from abridged.pruning.plan import Plan
 from abridged.pruning.ranking import count
 from abridged.pruning.shrink import left, settle
-from abridged.pruning.surgery import Gone, staying
+from abridged.pruning.surgery import Gone, size_left, staying
 
 STRUCTURED = ("channel", "heads")
 
@@ -259,21 +258,12 @@ def _shares(coupling: Coupling, gone: Gone) -> dict[str, float]:
 
 def _macs(coupling: Coupling, gone: Gone) -> float:
     """MACs of the cut network: each node's, in the sizes that are left."""
-    sizes = {name: _size(coupling, name, gone) for name in coupling.graph.values}
+    sizes = {name: size_left(coupling, name, gone) for name in coupling.graph.values}
     return sum(
         COSTS[node.op](node, tuple(sizes[n] if n else () for n in node.inputs), tuple(sizes[n] for n in node.outputs))
         for node in coupling.graph
         if node.op in COSTS
     )
-
-
-def _size(coupling: Coupling, name: str, gone: Gone) -> tuple[int, ...]:
-    size = list(coupling.graph.values[name].shape)
-    for units in coupling.fields.get(name, []):
-        stays = staying(units, gone)
-        for axis in covered(units):
-            size[axis] = int(stays.any(tuple(a for a in range(units.ndim) if a != axis)).sum())
-    return tuple(size)
 
 
 # ---- zeros -----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         CRITERIA[self.criterion], PATTERNS[self.pattern], SCHEDULES[self.schedule]  # an unknown name raises here
-        if self.layers is None:
+        if self.allocation not in ("per layer", "sensitivity"):  # those two are told by `layers`
             ALLOCATIONS[self.allocation]
 
     def check(self) -> None:

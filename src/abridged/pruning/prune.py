@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, SupportsIndex
 
 from torch import nn
 
 from abridged.data import Data
-from abridged.errors import InputError
+from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.channels import STRUCTURED, Goal, prune_channels, refuse
 from abridged.pruning.collect import Collector
+from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
 from abridged.pruning.patterns import PATTERNS
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
-from abridged.pruning.select import select
+from abridged.pruning.select import glob, select
+from abridged.pruning.sensitivity import Sensitivity, sensitivity
 from abridged.pruning.solvers import repair
 
 
@@ -30,7 +34,7 @@ def prune(
     keep: int | None = None,
     criterion: str = "magnitude",
     pattern: str = "unstructured",
-    allocation: str | None = None,
+    allocation: str | Mapping[str, float] | Sensitivity | None = None,
     of: str = "weights",
     data: Data | None = None,
     example: Any = None,
@@ -77,6 +81,11 @@ def prune(
     left. `round_to` keeps a multiple of so many in each group. What forward does not bear to be cut is left, so that
     `shrink` removes all that went; with `exact=False` it narrows what norms read, too. These come at once.
 
+    Where: `allocation` divides it among the layers ("global" unless the pattern says how much stays: then "uniform"). A mapping
+    of globs to sparsities says it for each layer, the first glob that fits; other layers are left. "sensitivity", or the
+    result of `ab.sensitivity`, keeps most where the measured loss rises most. With `of`="macs" the sparsity is a fraction
+    of the multiply-accumulates.
+
     Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
     input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
 
@@ -103,7 +112,7 @@ def prune(
             example=example,
             collector=Collector(data, example, _whole("samples", samples, 1)),
             criterion=criterion,
-            allocation=allocation or "uniform",
+            allocation=_name(allocation or "uniform"),
             exact=exact,
             heads=pattern == "heads",
             round_to=round_to,
@@ -115,22 +124,39 @@ def prune(
     way = regrowth(regrow)
     fixed = PATTERNS[pattern].density
     allocation = allocation or ("global" if fixed is None else "uniform")
-    sparsity = _fixed(pattern, sparsity, threshold, keep)
-    _check_amount(sparsity, threshold, keep)
+    if isinstance(allocation, Mapping):
+        include = _globs(allocation, {"sparsity": sparsity, "threshold": threshold, "keep": keep}, include)
+    else:
+        sparsity = _fixed(pattern, sparsity, threshold, keep)
+        _check_amount(sparsity, threshold, keep)
     if of not in ("weights", "macs"):
         raise InputError(f"of must be 'weights' or 'macs', not {of!r}: what the sparsity is a fraction of")
     length, interval = _length(schedule, steps, every, threshold, way)
     names, what, left = select(model, include, exclude)
     total = sum(model.get_parameter(name).numel() for name in names)
-    density = _density(sparsity, keep, allocation, of, total)
-    bound = None if threshold is None else float(threshold)
-    plan = Plan(density, bound, criterion, pattern, allocation, schedule, length, interval, seed, way, of)
     collector = Collector(data, example, _whole("samples", samples, 1))
+    layers: dict[str, float] | None = None
+    if isinstance(allocation, Mapping):
+        layers = {name: 1 - allocation[glob(model, name, tuple(allocation))] for name in names}
+        density, label = None, "per layer"
+    elif isinstance(allocation, Sensitivity) or allocation == "sensitivity":
+        density, label = _density(sparsity, keep, "global", of, total), "sensitivity"
+    else:
+        density, label = _density(sparsity, keep, allocation, of, total), allocation
+    bound = None if threshold is None else float(threshold)
+    plan = Plan(density, bound, criterion, pattern, label, schedule, length, interval, seed, way, of)
     plan.check()
     collector.check(criterion, plan.needs)
     repaired = solver != "none" or reestimate
     if repaired and (plan.gradual or way):
         raise InputError("a solver repairs what is pruned at once: leave schedule at 'one-shot' and regrow out")
+    if label == "sensitivity":
+        options = {"criterion": criterion, "pattern": pattern, "samples": samples, "seed": seed}
+        curves = allocation if isinstance(allocation, Sensitivity) else _curves(model, data, names, **options)
+        layers = _by_curves(model, curves, density, names, plan, collector)
+    if layers is not None:
+        stay = sum(share * model.get_parameter(name).numel() for name, share in layers.items())
+        plan = replace(plan, density=stay / total, layers=json.dumps(layers))
     chosen = plan.masks(model, names, {}, 0, collector)
     before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
     if repaired:
@@ -144,6 +170,53 @@ def prune(
     if spare > 0 and not plan.gradual:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
+
+
+# --- layer by layer -----------------------------------------------------------------------------------------------
+
+
+def _globs(allocation: Mapping[str, Any], amounts: Mapping[str, object], include: Sequence[str]) -> tuple[str, ...]:
+    """The globs of an allocation that says the sparsity of each layer itself, checked."""
+    given = [name for name, value in amounts.items() if value is not None]
+    if given or tuple(include) not in (("*",), ()):
+        raise InputError(f"allocation says what to prune and how much: leave out {given[0] if given else 'include'}")
+    for key, value in allocation.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+            raise InputError(f"allocation['{key}'] must be a sparsity in [0, 1], not {value!r}")
+    return tuple(allocation)
+
+
+def _name(allocation: object) -> str:
+    if not isinstance(allocation, str):
+        raise UnsupportedError("patterns of channels take an allocation by name: 'uniform' or 'global'")
+    return allocation
+
+
+def _curves(model: nn.Module, data: Data | None, names: Sequence[str], **options: Any) -> Sensitivity:
+    if data is None:
+        raise InputError("allocation='sensitivity' measures the loss: give data=ab.Data(…)")
+    return sensitivity(model, data, include=names, **options)
+
+
+def _by_curves(
+    model: nn.Module,
+    curves: Sensitivity,
+    density: float | None,
+    names: Sequence[str],
+    plan: Plan,
+    collector: Collector,
+) -> dict[str, float]:
+    """The density of each layer from curves, under the count of weights or of MACs."""
+    if density is None:
+        raise InputError("a threshold leaves nothing to allocate: give sparsity with allocation='sensitivity'")
+    if unlike := set(names) ^ set(curves.losses):
+        raise InputError(f"the sensitivity curves are of other layers: {min(unlike)}; use the same include and exclude")
+    weights = weights_of(model, names)
+    costs = None
+    if plan.of == "macs":
+        stats = collector(model, weights, {}, frozenset({"positions"}))
+        costs = {name: weight.values.numel() * (stats[name].positions or 0.0) for name, weight in weights.items()}
+    return curves.allocate(density, costs)
 
 
 # --- how much, and when ---------------------------------------------------------------------------------------------

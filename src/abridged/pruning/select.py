@@ -111,6 +111,12 @@ def _matches(weight: _Weight, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(path, glob) for name in weight.names for path in _paths(name) for glob in globs)
 
 
+def glob(model: nn.Module, name: str, globs: Sequence[str]) -> str:
+    """The first of the globs that fits a selected parameter, under any of its names."""
+    weight = next(weight for weight in _weights(model) if weight.names[0] == name)
+    return next(glob for glob in globs if _matches(weight, (glob,)))
+
+
 def _paths(name: str) -> list[str]:
     """
     >>> _paths("layer1.conv.weight")

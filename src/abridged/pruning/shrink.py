@@ -14,6 +14,7 @@ from abridged.graph.capture import Example, capture
 from abridged.graph.graph import Node
 from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, Ending, Group, couple
+from abridged.pruning.coupling.labels import KERNEL
 from abridged.pruning.known import known
 from abridged.pruning.narrowed import narrowed
 from abridged.pruning.surgery import Fold, Gone
@@ -37,8 +38,7 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Calla
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with torch.no_grad():
     ...     _ = model[0].weight[:3].zero_(), model[0].bias[:3].zero_()
-    >>> small = shrink(model, torch.zeros(1, 4))
-    3 of 8 channels removed in 1 of 1 groups: 58 → 37 parameters (0.638)
+    >>> small = shrink(model, torch.zeros(1, 4), say=lambda line: None)
     >>> small
     Sequential(
       (0): Linear(in_features=4, out_features=5, bias=True)
@@ -175,13 +175,8 @@ def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
         for axis in group.axes:
             place = coupling.axes[axis]
             keys = coupling.graph.constants[place.constant].keys
-            first = coupling.graph.values[place.constant].shape[0] == len(place.units) and place.axis == 0
-            if (
-                first
-                and not place.ends
-                and keys[0].endswith("weight")
-                and len(coupling.graph.values[place.constant].shape) > 1
-            ):
+            matrix = len(coupling.graph.values[place.constant].shape) > 1 and keys[0].endswith("weight")
+            if matrix and not place.ends and group.reason != KERNEL:
                 names = reasons.setdefault(group.reason, [])
                 if keys[0] not in names:
                     names.append(keys[0])

@@ -90,19 +90,27 @@ def _put_right(model: nn.Module, small: nn.Module, coupling: Coupling, gone: Gon
 
 
 def _sizes(coupling: Coupling, gone: Gone) -> dict[str, dict[int, int]]:
-    """By module path: sizes of axes that its nodes read or write, and what becomes of them."""
+    """By module path: sizes of axes that its nodes read or write, and what becomes of them.
+
+    Where a layer with weights reads and writes the same size, what becomes of the output counts."""
     found: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for node in coupling.graph:
         for name in (*node.inputs, *node.outputs):
-            for units in coupling.fields.get(str(name), []):
-                stays = staying(units, gone)
-                if stays.all():
-                    continue
-                for axis in covered(units):
-                    left = np.moveaxis(stays, axis, 0).reshape(units.shape[axis], -1).any(1)
-                    if not left.all():
-                        found[node.path][left.size] = int(left.sum())
+            before, after = coupling.graph.values[name].shape if name else (), size_left(coupling, name, gone)
+            weighs = name in node.outputs and any(n in coupling.graph.constants for n in node.inputs)
+            changed = [(old, new) for old, new in zip(before, after, strict=True) if weighs or old != new]
+            found[node.path].update(sorted(changed, key=lambda pair: pair[0] != pair[1]))
     return found
+
+
+def size_left(coupling: Coupling, name: str | None, gone: Gone) -> tuple[int, ...]:
+    """The shape of a value when the units that go have gone; () for an input that is absent."""
+    size = list(coupling.graph.values[name].shape) if name else []
+    for units in coupling.fields.get(str(name), []):
+        stays = staying(units, gone)
+        for axis in () if stays.all() else covered(units):
+            size[axis] = int(np.moveaxis(stays, axis, 0).reshape(units.shape[axis], -1).any(1).sum())
+    return tuple(size)
 
 
 def _numbers(module: nn.Module, sizes: Mapping[int, int]) -> None:

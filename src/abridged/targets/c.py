@@ -22,6 +22,7 @@ from abridged.compiler.build import build_library, find_compiler, machine_flags
 from abridged.compiler.cpus import cpu_named, flags_of
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import compile_graph
+from abridged.compiler.plan import C_TYPES
 from abridged.errors import InputError
 from abridged.graph.graph import Graph
 from abridged.targets import Target
@@ -104,10 +105,14 @@ def _array(weights: bytes) -> bytes:
 def _buffers(graph: Graph, array: bool) -> dict[str, str]:
     """What main.c and bench.c say of inputs, outputs and weights."""
 
-    def ports(kind: str, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    def ports(kind: str, names: Sequence[str]) -> list[tuple[str, int, str, str]]:
         shapes = [graph.values[name].shape for name in names]
         said = (f"{name}: {'x'.join(map(str, shape)) or 'a number'}" for name, shape in zip(names, shapes, strict=True))
-        return [(f"{kind}{i}", prod(shapes[i]), text) for i, text in enumerate(said)]
+        types = [C_TYPES[graph.values[name].dtype] for name in names]
+        return [(f"{kind}{i}", prod(shapes[i]), text, types[i]) for i, text in enumerate(said)]
+
+    def listed(ports: Sequence[tuple[str, int, str, str]]) -> str:
+        return ", ".join(name if kind == "float" else f"(void *){name}" for name, _, _, kind in ports)
 
     inputs, outputs = ports("input", graph.inputs), ports("output", graph.outputs)
     arena = "static MODEL_ALIGNED float arena[MODEL_ARENA_BYTES / 4]"
@@ -116,18 +121,20 @@ def _buffers(graph: Graph, array: bool) -> dict[str, str]:
         "BUFFERS": "\n".join(
             [
                 "#define weights model_weights /* of weights.c */" if array else "",
+                "#include <stdint.h>" if any(kind != "float" for *_, kind in (*inputs, *outputs)) else "",
                 arena + weights,
-                *(f"static float {name}[{size}]; /* {said} */" for name, size, said in (*inputs, *outputs)),
+                *(f"static {kind} {name}[{size}]; /* {said} */" for name, size, said, kind in (*inputs, *outputs)),
             ]
         ).strip(),
-        "INPUTS": ", ".join(name for name, _, _ in inputs),
-        "OUTPUTS": ", ".join(name for name, _, _ in outputs),
+        "INPUTS": listed(inputs),
+        "OUTPUTS": listed(outputs),
         "WEIGHTS": "" if array else _READ,
         "RAMPS": "\n".join(
-            f"  for (long i = 0; i < {n}; i++) {name}[i] = (float)(i % 17) / 8 - 1;" for name, n, _ in inputs
+            f"  for (long i = 0; i < {n}; i++) {name}[i] = ({kind})((float)(i % 17) / 8 - 1);"
+            for name, n, _, kind in inputs
         ),
         "PRINTS": "\n".join(
-            f'  for (long i = 0; i < {n}; i++) printf("%.9g\\n", (double){name}[i]);' for name, n, _ in outputs
+            f'  for (long i = 0; i < {n}; i++) printf("%.9g\\n", (double){name}[i]);' for name, n, _, _ in outputs
         ),
     }
 

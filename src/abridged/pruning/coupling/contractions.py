@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from abridged.graph.cost import terms
 from abridged.graph.graph import Node
-from abridged.pruning.coupling.labels import COUPLING, Field, Flow, along, attrs, covered
+from abridged.pruning.coupling.labels import COUPLING, KERNEL, Field, Flow, along, attrs, covered
 
 _FIXED = "multiplied with a tensor of fixed size"
 
@@ -130,7 +130,7 @@ def conv(flow: Flow, node: Node) -> list[list[Field]]:
     x, weight, bias = (str(name) if name else None for name in node.inputs)
     groups = attrs(node)["groups"]
     (inside,) = flow.lines(str(x), [1], "its positions are mixed")
-    outputs, inputs = flow.lines(str(weight), [0, 1], "the kernel's size")
+    outputs, inputs = flow.lines(str(weight), [0, 1], KERNEL)
     if groups > 1 and flow.shape(str(weight))[1] == 1:
         _depthwise(flow, inside, outputs, groups)
     else:
@@ -174,7 +174,7 @@ def conv_transpose(flow: Flow, node: Node) -> list[list[Field]]:
     x, weight, bias = (str(name) if name else None for name in node.inputs)
     groups = attrs(node)["groups"]
     (inside,) = flow.lines(str(x), [1], "its positions are mixed")
-    inputs, outputs = flow.lines(str(weight), [0, 1], "the kernel's size")
+    inputs, outputs = flow.lines(str(weight), [0, 1], KERNEL)
     if groups == 1:
         _grouped(flow, node, inside, inputs, 1)
         return [_begin(flow, node, outputs, bias)]

@@ -83,13 +83,14 @@ def couple(graph: Graph, *, exact: bool = True) -> Coupling:
     ends = _mask(flow.consumed, flow.size)
     axes = tuple(Axis(a.constant, a.axis, units[a.labels], bool(ends[a.labels[0]])) for a in flow.axes)
     heads = np.unique(units[_mask(flow.heads, flow.size)])
+    endings = tuple(Ending(use.node, units[use.labels], use.operands) for use in flow.uses)
     return Coupling(
         graph=graph,
         exact=exact,
         count=int(units.max()) + 1,
         axes=axes,
-        endings=tuple(Ending(use.node, units[use.labels], use.operands) for use in flow.uses),
-        groups=tuple(_groups([a.units for a in axes], heads)),
+        endings=endings,
+        groups=tuple(_groups([a.units for a in axes], endings, heads)),
         fields={name: [units[f] for f in fields] for name, fields in flow.fields.items() if fields},
         held=tuple(_held(flow, parts, reasons)),
     )
@@ -149,11 +150,12 @@ def _mask(fields: Sequence[Field], size: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _groups(axes: Sequence[Units], heads: Units) -> list[Group]:
-    """Units by the set of axes in which they have a place."""
+def _groups(axes: Sequence[Units], endings: Sequence[Ending], heads: Units) -> list[Group]:
+    """Units by the set of axes in which they have a place. What no sum ever ends is no channel (rows of a table)."""
+    ended = {unit for ending in endings for unit in ending.units.tolist()} - {-1}
     places: defaultdict[int, list[int]] = defaultdict(list)
     for number, units in enumerate(axes):
-        for unit in np.unique(units[units >= 0]).tolist():
+        for unit in ended.intersection(units.tolist()):
             places[unit].append(number)
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for unit in sorted(places):

@@ -20,6 +20,7 @@ from abridged.graph.graph import Graph, Node
 from abridged.tables import Table
 
 Field = npt.NDArray[np.int64]
+KERNEL = "the kernel's size"
 FIXED = 0  # the label of what can never go
 Operand = tuple[Sequence[Field], tuple[int, ...]]  # fields, shape
 

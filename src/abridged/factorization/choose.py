@@ -1,0 +1,210 @@
+"""Which ranks each layer gets, and the reason where it stays dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from abridged.errors import InputError, UnsupportedError
+from abridged.factorization.allocate import Option, allocate, hull
+from abridged.factorization.amount import Amount, Rank
+from abridged.factorization.decomposition import Ranks
+from abridged.factorization.factoring import Factoring
+from abridged.factorization.seconds import Clock
+
+POINTS = 6  # ranks per layer that are timed, spread over the best by parameters
+
+Factorings = Mapping[str, Sequence[Factoring]]  # by path; several where methods compete
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A layer's factoring and its ranks."""
+
+    factoring: Factoring
+    ranks: Ranks
+
+
+def choose(
+    layers: Factorings, amount: Amount, total: float, clock: Clock | None
+) -> tuple[dict[str, Choice], dict[str, str]]:
+    """The choice for each layer that becomes smaller (and faster, with a clock), and the reason for each that does not.
+
+    `total`: what the whole dense model counts of `amount.of`. Raises `InputError` for a rank above what a layer can
+    have and for a ratio that cannot be reached."""
+    if amount.ratio is not None:
+        chosen, left = _by_ratio(layers, amount, total, clock)
+    elif amount.energy is not None:
+        chosen, left = _by_energy(layers, amount.energy)
+    else:
+        chosen, left = _by_rank(layers, amount)
+    for path, choice in list(chosen.items()):
+        if reason := _no_gain(choice, clock):
+            left[path] = reason
+            del chosen[path]
+    return chosen, left
+
+
+def _no_gain(choice: Choice, clock: Clock | None) -> str:
+    """Why a layer is better off dense, or ''."""
+    factoring, ranks = choice.factoring, choice.ranks
+    after, before = factoring.parameters(ranks), factoring.layer.parameters
+    if after >= before:
+        return f"stays dense: with {named(ranks)} its factors would not be smaller ({after:,} weights, not {before:,})"
+    if clock is None:
+        return ""
+    slow, fast = clock.dense(factoring), clock.factors(factoring, ranks)
+    return (
+        ""
+        if fast < slow
+        else f"stays dense: {named(ranks)} takes {1e3 * fast:.3g} ms, the dense layer {1e3 * slow:.3g} ms"
+    )
+
+
+def named(ranks: Ranks) -> str:
+    """
+    >>> named((3,)), named((4, 5))
+    ('rank 3', 'ranks 4, 5')
+    """
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+# --- rank, energy -------------------------------------------------------------------------------------------------------
+
+
+def _by_rank(layers: Factorings, amount: Amount) -> tuple[dict[str, Choice], dict[str, str]]:
+    chosen, left = {}, {}
+    for path, (factoring, *_) in layers.items():
+        rank = amount.rank_of(factoring.layer.paths)
+        if rank is None:
+            left[path] = "no rank was given for it"
+            continue
+        try:
+            ranks = _ranks(factoring, rank)
+        except UnsupportedError as error:
+            left[path] = str(error)
+            continue
+        if min(ranks) < 1:
+            left[path] = "stays dense: evbmf finds nothing but noise in it"
+        else:
+            chosen[path] = Choice(factoring, ranks)
+    return chosen, left
+
+
+def _ranks(factoring: Factoring, rank: Rank) -> Ranks:
+    """One whole number means the same for all ranks, or as much of it as each can have; above all of them it is refused
+    for this layer alone, since it may be right for others."""
+    path, limits = factoring.layer.path, factoring.limits
+    shape = tuple(factoring.layer.module.weight.shape)
+    if isinstance(rank, str):
+        return factoring.evbmf()
+    if isinstance(rank, Sequence):
+        if len(rank) != len(limits):
+            raise InputError(
+                f"{path}: {factoring.method} has {len(limits)} ranks here, not the {len(rank)} of {tuple(rank)}"
+            )
+        ranks = tuple(int(n) for n in rank)
+        if any(n > limit for n, limit in zip(ranks, limits, strict=True)):
+            raise InputError(f"{path}: ranks {ranks} are above {limits}, the largest of {factoring.method} for {shape}")
+        return ranks
+    if int(rank) > max(limits):
+        raise UnsupportedError(
+            f"stays dense: rank {rank} is above {max(limits)}, the largest of {factoring.method} for {shape}"
+        )
+    return tuple(min(int(rank), limit) for limit in limits)
+
+
+def _by_energy(layers: Factorings, energy: float) -> tuple[dict[str, Choice], dict[str, str]]:
+    """The fewest parameters that keep the energy: error ≤ 1 − energy."""
+    chosen, left = {}, {}
+    for path, factorings in layers.items():
+        enough = [
+            (factoring.parameters(ranks), factoring.error(ranks), at, ranks)
+            for at, factoring in enumerate(factorings)
+            for ranks in factoring.candidates()
+            if factoring.error(ranks) <= 1 - energy
+        ]
+        if enough:
+            *_, at, ranks = min(enough)
+            chosen[path] = Choice(factorings[at], ranks)
+        else:
+            left[path] = f"stays dense: factors that keep {energy:.4g} of its energy would not be smaller"
+    return chosen, left
+
+
+# --- a budget over all layers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Offer(Option):
+    """An option that knows which of the competing factorings it is of."""
+
+    at: int = 0
+
+
+def _by_ratio(
+    layers: Factorings, amount: Amount, total: float, clock: Clock | None
+) -> tuple[dict[str, Choice], dict[str, str]]:
+    assert amount.ratio is not None
+    offers = {path: _offers(factorings, amount.of, clock) for path, factorings in layers.items()}
+    rest = total - sum(options[0].cost for options in offers.values())  # of what is not factorized
+    best = allocate(offers, amount.ratio * total - rest)
+    if best is None:
+        least = rest + sum(min(option.cost for option in options) for options in offers.values())
+        raise InputError(
+            f"ratio {amount.ratio:g} cannot be reached: with the smallest factors everywhere {math.ceil(1000 * least / total) / 1000:.3f}"
+            f" of the {amount.of} are left"
+        )
+    chosen, left = {}, {}
+    for path, option in best.items():
+        if option.ranks is not None:
+            chosen[path] = Choice(layers[path][getattr(option, "at", 0)], option.ranks)
+        else:
+            left[path] = (
+                f"stays dense: the same {amount.of} are saved elsewhere at less error"
+                if len(offers[path]) > 1
+                else "stays dense: no ranks make it " + ("faster" if amount.of == "seconds" else "smaller")
+            )
+    return chosen, left
+
+
+def _offers(factorings: Sequence[Factoring], of: str, clock: Clock | None) -> list[Option]:
+    """The dense layer first, then everything cheaper."""
+    dense = Option(_dense(factorings[0], of, clock), 0.0)
+    offers: list[Option] = []
+    for at, factoring in enumerate(factorings):
+        candidates = factoring.candidates()
+        if of == "seconds":
+            candidates = _worth_timing(factoring, candidates)
+        offers += [
+            _Offer(_cost(factoring, ranks, of, clock), factoring.error(ranks), ranks, at) for ranks in candidates
+        ]
+    return [dense, *(offer for offer in offers if offer.cost < dense.cost)]
+
+
+def _dense(factoring: Factoring, of: str, clock: Clock | None) -> float:
+    if of == "parameters":
+        return factoring.layer.parameters
+    return factoring.layer.macs if of == "macs" or clock is None else clock.dense(factoring)
+
+
+def _cost(factoring: Factoring, ranks: Ranks, of: str, clock: Clock | None) -> float:
+    if of == "parameters":
+        return factoring.parameters(ranks)
+    return factoring.macs(ranks) if of == "macs" or clock is None else clock.factors(factoring, ranks)
+
+
+def _worth_timing(factoring: Factoring, candidates: Sequence[Ranks]) -> list[Ranks]:
+    """A few candidates of the convex hull by parameters: to time them all would take too long."""
+    options = [Option(factoring.parameters(ranks), factoring.error(ranks), ranks) for ranks in candidates]
+    best = [option.ranks for option in hull(options) if option.ranks is not None]
+    step = max(1, math.ceil(len(best) / POINTS))
+    return best[::step]
+
+
+def dense_parameters(model: nn.Module) -> int:
+    """Elements of all parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

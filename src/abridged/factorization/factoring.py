@@ -1,0 +1,121 @@
+"""One layer taken apart by one method: sizes, MACs and errors of all its ranks, and the module that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from abridged.errors import UnsupportedError
+from abridged.factorization.chain import KINDS, stored
+from abridged.factorization.decomposition import METHODS, Decomposition, Kernels, Ranks, compose, size
+from abridged.factorization.evbmf import evbmf
+from abridged.factorization.layers import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Factoring:
+    """A layer, a method, and the decomposition of each group of channels. `gram`: (groups, I·k, I·k) where known."""
+
+    layer: Layer
+    method: str
+    weight: Tensor  # (groups, O, I, *k), float64
+    parts: tuple[Decomposition, ...]
+    gram: Tensor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.parts[0].names
+
+    @property
+    def limits(self) -> Ranks:
+        return self.parts[0].limits
+
+    @cached_property
+    def total(self) -> float:
+        """What errors are relative to: the squared norm of the weight, of the outputs for an activation-aware method."""
+        weighted = self.gram is not None and self.method == "whitened"
+        return float(squared(self.weight, self.gram if weighted else None)) or 1.0
+
+    def error(self, ranks: Ranks) -> float:
+        """The relative squared error, or its bound, before the factors are made."""
+        return sum(part.error(ranks) for part in self.parts) / self.total
+
+    def parameters(self, ranks: Ranks) -> int:
+        return len(self.parts) * size(self.parts[0].shapes(ranks))
+
+    def macs(self, ranks: Ranks) -> int:
+        """Of all calls that the example made."""
+        shapes = self.parts[0].shapes(ranks)
+        uses = [
+            KINDS[type(self.layer.module).__name__].uses(self.layer.module, shapes, *call) for call in self.layer.calls
+        ]
+        return len(self.parts) * sum(
+            n * math.prod(shape) for call in uses for n, shape in zip(call, shapes, strict=True)
+        )
+
+    def candidates(self) -> list[Ranks]:
+        """Ranks that make the layer smaller: all, or as many as the method allows, closer together where they are small."""
+        points = max(2, int(self.parts[0].tries ** (1 / len(self.limits)) + 1e-9))
+        most = self._largest_smaller()
+        grid = product(*(_spread(limit, points) for limit in most))
+        return [ranks for ranks in grid if self.parameters(ranks) < self.layer.parameters]
+
+    def _largest_smaller(self) -> Ranks:
+        """For each rank the largest, all others 1, with which the layer is smaller; at least 1."""
+        found = []
+        for at, limit in enumerate(self.limits):
+            low, high = 1, limit
+            while low < high:
+                middle = (low + high + 1) // 2
+                ranks = tuple(middle if axis == at else 1 for axis in range(len(self.limits)))
+                low, high = (middle, high) if self.parameters(ranks) < self.layer.parameters else (low, middle - 1)
+            found.append(low)
+        return tuple(found)
+
+    def evbmf(self) -> Ranks:
+        """The rank of each unfolding above its noise, the largest of all groups; 0 where all is noise."""
+        found = [[evbmf(matrix) for matrix in part.unfoldings()] for part in self.parts]
+        if not found[0]:
+            raise UnsupportedError(f"{self.method} has no matrices whose rank evbmf could tell")
+        return tuple(max(ranks) for ranks in zip(*found, strict=True))
+
+    def kernels(self, ranks: Ranks) -> Kernels:
+        """The chain, each kernel (groups, O, I, *k)."""
+        return tuple(torch.stack(group) for group in zip(*(part.kernels(ranks) for part in self.parts), strict=True))
+
+    def module(self, kernels: Kernels) -> nn.Sequential:
+        return KINDS[type(self.layer.module).__name__].build(self.layer.module, self.names, kernels)
+
+    def achieved(self, kernels: Kernels) -> float:
+        """The relative squared error of finished kernels: of the outputs where the inputs are known, else of the weight."""
+        whole = torch.stack([compose(group) for group in zip(*kernels, strict=True)])
+        return float(squared(self.weight - whole, self.gram)) / (float(squared(self.weight, self.gram)) or 1.0)
+
+
+def factoring(layer: Layer, method: str, gram: Tensor | None = None) -> Factoring:
+    """Take a layer apart. Raises `UnsupportedError`, with the reason, if the method does not apply to it."""
+    weight = stored(layer.module)
+    grams = [None] * len(weight) if gram is None else list(gram)
+    parts = tuple(METHODS[method](part, known) for part, known in zip(weight, grams, strict=True))
+    return Factoring(layer, method, weight, parts, gram)
+
+
+def squared(weight: Tensor, gram: Tensor | None) -> Tensor:
+    """‖W‖², or ‖W X‖² = tr(W C Wᵀ) summed over groups, of W (groups, O, I, *k)."""
+    flat = weight.flatten(2)
+    return flat.square().sum() if gram is None else ((flat @ gram) * flat).sum().clamp(min=0)
+
+
+def _spread(limit: int, points: int) -> list[int]:
+    """
+    >>> _spread(5, 8), _spread(100, 5)
+    ([1, 2, 3, 4, 5], [1, 3, 10, 32, 100])
+    """
+    if limit <= points:
+        return list(range(1, limit + 1))
+    return sorted({round(limit ** (at / (points - 1))) for at in range(points)})

@@ -1,0 +1,220 @@
+"""`factorize`: check what was asked, take every layer apart, choose the ranks, and put the factors in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from abridged.data.data import forward
+from abridged.errors import InputError, UnsupportedError, nearest
+from abridged.factorization.amount import Amount, Cost, Rank
+from abridged.factorization.chain import KINDS
+from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters
+from abridged.factorization.decomposition import AWARE
+from abridged.factorization.factoring import factoring
+from abridged.factorization.layers import Layer, find, put, some, watch
+from abridged.factorization.methods import METHODS
+from abridged.factorization.report import Line, Report, Structure
+from abridged.factorization.seconds import Clock
+from abridged.graph.capture import capture
+from abridged.graph.cost import cost as theory_of
+from abridged.graph.cost import known
+
+ZEROS = 0.1  # share of zeros in a weight above which it was pruned, and the loss of its zeros is worth a line
+
+_REPORTS: WeakKeyDictionary[nn.Module, Report] = WeakKeyDictionary()
+
+
+def factorize(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    method: str | Sequence[str] = "svd",
+    *,
+    rank: Rank | Mapping[str, Rank] | None = None,
+    energy: float | None = None,
+    ratio: float | None = None,
+    of: str = "parameters",
+    cost: Cost | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """A new model with layers replaced by products of smaller ones; the model that was given stays as it was.
+
+    `method`: a name of `METHODS`, or several that compete for each layer. How far, exactly one of: `rank` (a whole number,
+    a tuple for methods of several ranks, "evbmf", or a mapping from globs over layer paths to these), `energy` (the share
+    of ‖W‖² that each layer keeps, in (0, 1]), `ratio` (what is left of the whole model's `of`: "parameters", "macs" or
+    "seconds", in (0, 1); the ranks of all layers together make the sum of relative squared errors least).
+
+    `cost(graph) → seconds` measures on the target; with it a layer whose factors are not faster stays dense. Layers whose
+    factors are not smaller always do. `report(model)` says what was done and why something was not. The factors are
+    `nn.Sequential`s of plain layers with the original's bias on the last, and train like any other.
+
+    Linear, Embedding and Conv1d-3d are taken apart, grouped ones by group. `include` and `exclude` are globs over layer
+    paths; exclude wins.
+
+    Raises `InputError`, before anything is made, for an amount or a name that cannot be, a rank above what a layer
+    can have, a ratio that cannot be reached, a glob that matches nothing, weights that are not finite, and when nothing
+    would be factorized.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> thin = factorize(model, torch.zeros(1, 64), rank=8)
+    >>> print(report(thin))
+    svd, rank 8: 2 of 2 layers, 4,810 → 1,690 parameters
+    0: svd rank 8, 4,096 → 1,024 weights, 4,096 → 1,024 MACs, relative error 0.793
+    2: svd rank 8, 640 → 592 weights, 640 → 592 MACs, relative error 0.342
+    >>> thin[0]
+    Sequential(
+      (reduce): Linear(in_features=64, out_features=8, bias=False)
+      (expand): Linear(in_features=8, out_features=64, bias=True)
+    )
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"factorize takes an nn.Module, not {type(model).__name__}")
+    amount = Amount(rank, energy, ratio, of, cost)
+    methods = _methods(method, amount)
+    thin = copy.deepcopy(model)
+    layers, left = find(thin, _globs(include), _globs(exclude))
+    if not layers:
+        raise InputError(f"nothing to factorize: {_why(left)}")
+    watch(thin, layers, example)
+    parts, unfit = _take_apart(layers, methods)
+    clock = None if cost is None else Clock(cost)
+    chosen, kept = choose(parts, amount, _total(thin, example, amount), clock)
+    left = left | unfit | kept
+    if not chosen:
+        raise InputError(f"nothing was factorized: {_why(left)}")
+    lines, structure = [], {}
+    for path, choice in chosen.items():
+        kernels = choice.factoring.kernels(choice.ranks)
+        lines.append(_line(choice, choice.factoring.achieved(kernels)))
+        structure[path] = {
+            name: list(kernel.shape) for name, kernel in zip(choice.factoring.names, kernels, strict=True)
+        }
+        thin = put(thin, choice.factoring.layer.paths, choice.factoring.module(kernels))
+    _check_runs(thin, example, list(chosen))
+    sizes = dense_parameters(model), dense_parameters(thin)
+    _REPORTS[thin] = Report(
+        f"{', '.join(methods)}, {amount.text}", tuple(lines), left, sizes, structure, _lost_zeros(chosen)
+    )
+    return thin
+
+
+def report(model: nn.Module) -> Report:
+    """What `factorize` did to the model that it returned. Raises `InputError` for any other model."""
+    if model not in _REPORTS:
+        raise InputError("this is no model that factorize returned (a copy of one has no report)")
+    return _REPORTS[model]
+
+
+def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
+    """A new model of the form that a report's `structure` tells, for weights that were saved: its own factors are zero.
+
+    Raises `InputError` where the model has no such layer."""
+    thin = copy.deepcopy(model)
+    layers = {layer.path: layer for layer in find(thin, ("*",), ())[0]}
+    for path, kernels in structure.items():
+        if path not in layers:
+            raise InputError(f"the model has no layer {path} that can be factorized{nearest(path, layers)}")
+        layer = layers[path]
+        kind = KINDS[type(layer.module).__name__]
+        thin = put(
+            thin, layer.paths, kind.build(layer.module, list(kernels), tuple(map(torch.zeros, kernels.values())))
+        )
+    return thin
+
+
+def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
+    methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
+    for name in methods:
+        METHODS[name]
+    if not methods:
+        raise InputError("method is empty: give the name of a method, or several")
+    if len(methods) > 1 and amount.rank is not None:
+        raise InputError("several methods compete under ratio or energy; with rank give one method")
+    if len(methods) > 1 and set(methods) & set(AWARE):
+        raise InputError(
+            "whitened measures its error in outputs, other methods in weights: it cannot compete with them"
+        )
+    return methods
+
+
+def _globs(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _take_apart(layers: Sequence[Layer], methods: Sequence[str]) -> tuple[Factorings, dict[str, str]]:
+    """Each layer's factorings, and the reason where no method applies."""
+    parts: dict[str, list[Any]] = {}
+    unfit: dict[str, str] = {}
+    for layer in layers:
+        for method in methods:
+            try:
+                parts.setdefault(layer.path, []).append(factoring(layer, method))
+            except UnsupportedError as error:
+                unfit[layer.path] = str(error)
+    return {path: found for path, found in parts.items() if found}, {
+        p: why for p, why in unfit.items() if not parts.get(p)
+    }
+
+
+def _total(model: nn.Module, example: Any, amount: Amount) -> float:
+    """What a ratio is a ratio of."""
+    if amount.ratio is None or amount.of == "parameters":
+        return dense_parameters(model)
+    graph = capture(model, example)
+    if amount.of == "seconds":
+        assert amount.cost is not None
+        return amount.cost(graph)
+    weights = known(graph)
+    return sum(theory_of(node, graph, weights).macs for node in graph)
+
+
+def _line(choice: Choice, error: float) -> Line:
+    parts, layer = choice.factoring, choice.factoring.layer
+    return Line(
+        layer.path, type(layer.module).__name__, parts.method, choice.ranks,
+        (layer.parameters, parts.parameters(choice.ranks)), (layer.macs, parts.macs(choice.ranks)), error,
+    )  # fmt: skip
+
+
+def _lost_zeros(chosen: Mapping[str, Choice]) -> tuple[str, ...]:
+    """A line on layers that were pruned: the factors of a matrix with zeros have none."""
+    pruned = [path for path, choice in chosen.items() if float((choice.factoring.weight == 0).double().mean()) > ZEROS]
+    return (f"the zeros of {some(pruned)} are lost: factors are dense; factorize first, then prune",) if pruned else ()
+
+
+def _check_runs(thin: nn.Module, example: Any, paths: Sequence[str]) -> None:
+    modes = {module: module.training for module in thin.modules()}
+    try:
+        with torch.no_grad():
+            forward(thin.eval(), example)
+    except Exception as error:  # the user's forward reads layer.weight or the like
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the model does not run with factors in place of {some(paths)} ({text}): exclude what it reads itself"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _why(left: Mapping[str, str]) -> str:
+    """One line on why nothing was done: the first reasons."""
+    if not left:
+        return "the model has no Linear, Embedding, Conv1d, Conv2d or Conv3d"
+    reasons: dict[str, list[str]] = {}
+    for path, reason in left.items():
+        reasons.setdefault(reason, []).append(path or "the model")
+    if len(reasons) > 1:  # what the user left out is no news
+        reasons.pop("left by include and exclude", None)
+    lines = [
+        f"{some(paths)} {'' if reason.startswith(('is', 'has', 'stays', 'left', 'shares')) else '- '}{reason}"
+        for reason, paths in reasons.items()
+    ]
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more reasons" if len(lines) > 3 else "")

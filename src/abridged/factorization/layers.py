@@ -1,0 +1,198 @@
+"""Which layers of a model can be factorized, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from abridged.data.data import forward
+from abridged.errors import InputError
+from abridged.factorization.chain import KINDS
+from abridged.factorization.decomposition import Shape
+
+
+@dataclass(eq=False)
+class Layer:
+    """A layer that can be factorized, under all its paths, and what the example showed of it."""
+
+    paths: tuple[str, ...]
+    module: Any
+    calls: list[tuple[Shape, Shape]] = field(default_factory=list)  # shapes of input and output of each call
+    example: Tensor | None = None  # of its first call
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    @property
+    def groups(self) -> int:
+        return getattr(self.module, "groups", 1)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight; the bias stays as it is."""
+        return int(self.module.weight.numel())
+
+    @property
+    def macs(self) -> int:
+        """Of all calls that the example made."""
+        kind = KINDS[type(self.module).__name__]
+        shape = tuple(kind.weight(self.module).shape[1:])
+        uses = (kind.uses(self.module, [shape], *call)[0] for call in self.calls)
+        return self.parameters * sum(uses)
+
+
+def find(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -> tuple[list[Layer], dict[str, str]]:
+    """The layers to factorize, and the reason for each layer that is left although its type could be.
+
+    Raises `InputError` for a glob that matches no module, and for weights without values or that are not finite."""
+    check_globs(model, (*include, *exclude))
+    paths: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    owners = _owners(model)
+    found, left = [], {}
+    for module, places in paths.items():
+        if not isinstance(module, tuple(_types())):
+            continue
+        layer = Layer(tuple(places), module)
+        reason = _chosen(layer, include, exclude) or _unfit(module, owners)
+        if reason:
+            left[layer.path] = reason
+        else:
+            _check_values(layer)
+            found.append(layer)
+    return found, left
+
+
+def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> None:
+    """Run the example once, in evaluation mode, and note what each layer gets and gives.
+
+    Raises `InputError` if the model does not run."""
+    handles = [layer.module.register_forward_hook(_note(layer), with_kwargs=True) for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            forward(model.eval(), example)
+    except Exception as error:  # whatever the user's forward raises
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the model does not run on the example: {text}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+
+
+def put(model: nn.Module, paths: Sequence[str], new: nn.Module) -> nn.Module:
+    """Set a module under each of its paths; returns the model, which is `new` itself where the path is empty."""
+    for path in paths:
+        if not path:
+            return new
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, new)
+    return model
+
+
+def matches(paths: Sequence[str], globs: Sequence[str]) -> bool:
+    """Whether a glob fits one of the paths, a module above it, or its weight.
+
+    >>> matches(["layer1.conv"], ["layer1"]), matches(["layer1.conv"], ["*.conv.weight"]), matches(["fc"], ["conv*"])
+    (True, True, False)
+    """
+    return any(
+        fnmatchcase(above, glob) for path in paths for above in _above(f"{path}.weight".lstrip(".")) for glob in globs
+    )
+
+
+def check_globs(model: nn.Module, globs: Sequence[str]) -> None:
+    """Raises `InputError` for a glob that fits no module and no weight."""
+    known = list(dict.fromkeys(above for name, _ in model.named_parameters() for above in _above(name)))
+    for glob in globs if known else ():
+        if not any(fnmatchcase(path, glob) for path in known):
+            close = get_close_matches(glob, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {some(known)}"
+            raise InputError(f"'{glob}' matches no module with parameters; {hint}")
+
+
+def some(names: Sequence[str]) -> str:
+    """
+    >>> some(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d and 2 more'
+    """
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _above(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _types() -> list[type[nn.Module]]:
+    return [getattr(nn, name) for name in KINDS] + [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+
+
+def _chosen(layer: Layer, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    chosen = matches(layer.paths, include) and not matches(layer.paths, exclude)
+    return "" if chosen else "left by include and exclude"
+
+
+def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
+    """The modules that hold each parameter."""
+    owners: dict[int, set[nn.Module]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].add(module)
+    return owners
+
+
+def _unfit(module: nn.Module, owners: dict[int, set[nn.Module]]) -> str:
+    """Why a layer cannot be replaced by factors, or ''."""
+    if "weight" not in module._parameters:
+        return "computes its weight (a parametrization)"
+    name = type(module).__name__
+    if name not in KINDS or type(module).__module__ != getattr(nn, name).__module__:
+        known = next((kind for kind in KINDS if isinstance(module, getattr(nn, kind))), "")
+        return (
+            f"is a {name}, a {known} that may compute something else"
+            if known
+            else f"is a {name}, which no method takes apart"
+        )
+    if len(owners[id(module._parameters["weight"])]) > 1:
+        return "shares its weight with another layer"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks, which would be lost"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+        return "is an embedding with max_norm or sparse gradients"
+    return ""
+
+
+def _check_values(layer: Layer) -> None:
+    weight = layer.module.weight
+    if nn.parameter.is_lazy(weight):
+        raise InputError(f"{layer.path}.weight has no values yet (lazy module): run the model once before")
+    if weight.is_meta:
+        raise InputError(f"{layer.path}.weight has no values (meta device): load the weights before")
+    if not weight.is_floating_point():
+        raise InputError(
+            f"{layer.path}.weight is {weight.dtype}: only floating-point weights are factorized; exclude it"
+        )
+    if not torch.isfinite(weight).all():
+        raise InputError(f"{layer.path}.weight has NaN or infinite values: mend them, or exclude it")
+
+
+def _note(layer: Layer) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        x = args[0] if args else next(iter(named.values()))
+        layer.calls.append((tuple(x.shape), tuple(output.shape)))
+        if layer.example is None:
+            layer.example = x.detach()
+
+    return hook

@@ -1,0 +1,366 @@
+"""`ab.factorize` from the outside: amounts, ranks, what is left and why, bad input, targets, recipes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import abridged as ab
+from abridged import recipe as recipes
+from abridged.errors import InputError
+from abridged.factorization.factorize import factorize, rebuild, report
+from abridged.graph.capture import capture
+from abridged.graph.cost import cost
+
+
+class Net(nn.Module):
+    """Low-rank by nature, so that there is something to find."""
+
+    def __init__(self, rank=3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.deep = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.point = nn.Conv2d(24, 32, 1)
+        self.fc = nn.Linear(32, 20)
+        with torch.no_grad():
+            for layer in (self.conv2, self.point, self.fc):
+                flat = layer.weight.flatten(1)
+                low = torch.randn(len(flat), rank) @ torch.randn(rank, flat.shape[1]) / flat.shape[1] ** 0.5
+                layer.weight.copy_((low + 0.02 * flat).reshape(layer.weight.shape))
+
+    def forward(self, x):
+        x = torch.relu(self.point(torch.relu(self.deep(torch.relu(self.conv2(torch.relu(self.conv1(x))))))))
+        return self.fc(x.mean((2, 3)))
+
+
+X = torch.zeros(1, 3, 12, 12)
+
+
+@pytest.fixture
+def net():
+    return Net().eval()
+
+
+def size(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model, x=X):
+    graph = capture(model, x)
+    return sum(cost(node, graph).macs for node in graph)
+
+
+def test_the_input_stays_as_it_was_and_the_factors_are_plain(net):
+    before = copy.deepcopy(net.state_dict())
+    net.train()
+    thin = ab.factorize(net, X, method="svd", rank=2, include=["conv2", "fc"])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert isinstance(net.conv2, nn.Conv2d)
+    assert net.training
+    assert all(module.training for module in thin.modules())
+    assert list(thin.state_dict()) != list(net.state_dict())
+    assert [name for name, _ in thin.fc.named_parameters()] == ["reduce.weight", "expand.weight", "expand.bias"]
+    assert all(parameter.requires_grad for parameter in thin.parameters())
+    thin(torch.randn(2, 3, 12, 12)).sum().backward()
+
+
+@pytest.mark.parametrize("method", ["svd", "channel", "spatial", "tucker", "cp", "tt"])
+def test_every_method_gives_a_smaller_network_that_counts_as_promised(net, method):
+    thin = factorize(net, X, method, rank=2)
+    done = report(thin)
+    assert done.parameters == (size(net), size(thin))
+    saved = sum(line.macs[0] - line.macs[1] for line in done.lines)
+    assert macs(net) - macs(thin) == saved
+    assert size(net) - size(thin) == sum(line.parameters[0] - line.parameters[1] for line in done.lines) > 0
+    assert all(0 <= line.error <= 1 + 1e-9 for line in done.lines)
+    assert {line.path for line in done.lines} | set(done.left) == {"conv1", "conv2", "deep", "point", "fc"}
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs"])
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.9])
+def test_a_ratio_is_kept_over_the_whole_model(net, of, ratio):
+    thin = factorize(net, X, "svd", ratio=ratio, of=of)
+    count = size if of == "parameters" else macs
+    assert count(thin) <= ratio * count(net)
+    assert count(thin) > 0.5 * ratio * count(net)
+
+
+def test_error_falls_as_the_ratio_grows(net):
+    errors = [
+        sum(line.error for line in report(factorize(net, X, ratio=ratio)).lines) for ratio in (0.2, 0.4, 0.6, 0.8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_methods_compete_for_each_layer(net):
+    alone = [sum(line.error for line in report(factorize(net, X, m, ratio=0.4)).lines) for m in ("svd", "spatial")]
+    both = report(factorize(net, X, ("svd", "spatial"), ratio=0.4))
+    assert sum(line.error for line in both.lines) <= min(alone) + 1e-6
+
+
+def test_energy_is_kept_by_each_layer_with_fewest_parameters(net):
+    done = report(factorize(net, X, "svd", energy=0.95))
+    assert {line.path: line.ranks for line in done.lines}["conv2"] <= (4,)
+    assert all(line.error <= 0.05 for line in done.lines)
+    assert "would not be smaller" in done.left["conv1"]
+
+
+def test_evbmf_finds_the_ranks_that_were_planted():
+    done = report(factorize(Net(rank=3), X, "svd", rank="evbmf", include=["conv2", "point", "fc"]))
+    assert {line.path: line.ranks for line in done.lines} == {"conv2": (3,), "point": (3,), "fc": (3,)}
+    with pytest.raises(InputError, match="cp has no matrices"):
+        factorize(Net(), X, "cp", rank="evbmf", include=["conv2"])
+
+
+def test_ranks_by_layer(net):
+    done = report(factorize(net, X, "tucker", rank={"conv2": (4, 5), "conv*": 2}))
+    assert {line.path: line.ranks for line in done.lines} == {"conv2": (4, 5), "conv1": (2, 2)}
+    assert done.left["deep"] == "no rank was given for it"
+
+
+def test_a_layer_whose_factors_are_not_smaller_stays_dense_and_the_report_says_why(net):
+    done = report(factorize(net, X, rank={"fc": 20, "conv2": 2}))
+    assert "stays dense: with rank 20 its factors would not be smaller (1,040 weights, not 640)" in done.left["fc"]
+    assert any("fc: stays dense" in line for line in done.summary)
+    assert str(done).startswith("svd, rank {'fc': 20, 'conv2': 2}: 1 of 5 layers")
+
+
+def test_a_layer_that_is_not_faster_stays_dense_when_time_is_measured(net):
+    def seconds(graph):  # a machine on which a chain of 1×1 convolutions is slow
+        return (
+            1e-3 * (1 + len(graph.nodes))
+            if any(v.shape == (1, 32, 6, 6) for v in graph.values.values())
+            else 1e-3 / len(graph.nodes)
+        )
+
+    done = report(factorize(net, X, rank={"conv2": 2, "point": 2}, cost=seconds))
+    assert [line.path for line in done.lines] == ["conv2"]
+    assert done.left["point"] == "stays dense: rank 2 takes 3 ms, the dense layer 2 ms"
+
+
+def test_a_ratio_of_seconds(net):
+    def seconds(graph):
+        return sum(cost(node, graph).macs for node in graph) * 1e-9
+
+    thin = factorize(net, X, ratio=0.5, of="seconds", cost=seconds)
+    assert macs(thin) <= 0.5 * macs(net)
+    with pytest.raises(InputError, match="cost must give seconds above 0"):
+        factorize(net, X, ratio=0.5, of="seconds", cost=lambda graph: -1.0)
+
+
+def test_what_cannot_be_taken_apart_is_left_with_the_reason():
+    class Own(nn.Linear):
+        pass
+
+    tied = nn.Linear(8, 30, bias=False)
+    parts = {
+        "own": Own(8, 8), "up": nn.ConvTranspose1d(8, 8, 3), "tied": tied, "embedding": nn.Embedding(30, 8),
+        "normed": nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "hooked": nn.Linear(8, 8), "free": nn.Linear(64, 64),
+    }  # fmt: skip
+    model = nn.ModuleDict(parts)
+    model["embedding"].weight = tied.weight
+    model["hooked"].register_forward_hook(lambda *_: None)
+    model.forward = lambda x: parts["free"](x)
+    thin = factorize(model, torch.zeros(1, 64), rank=2)
+    left = report(thin).left
+    assert left["own"] == "is a Own, a Linear that may compute something else"
+    assert left["up"] == "is a ConvTranspose1d, which no method takes apart"
+    assert left["tied"] == left["embedding"] == "shares its weight with another layer"
+    assert left["normed"] == "computes its weight (a parametrization)"
+    assert left["hooked"] == "has hooks, which would be lost"
+
+
+def test_a_layer_used_twice_stays_one_layer():
+    layer = nn.Linear(32, 32)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    thin = factorize(model, torch.zeros(2, 32), rank=4)
+    assert thin[0] is thin[2]
+    (line,) = report(thin).lines
+    assert line.macs == (2 * 2 * 32 * 32, 2 * 2 * 32 * 8)
+
+
+def test_frozen_weights_and_types_stay(net):
+    net = net.double().requires_grad_(False)
+    thin = factorize(net, X.double(), rank=2)
+    assert not any(parameter.requires_grad for parameter in thin.parameters())
+    assert {parameter.dtype for parameter in thin.parameters()} == {torch.float64}
+
+
+def test_pruned_zeros_are_lost_with_a_warning(net):
+    ab.prune(net, 0.5)
+    assert any("zeros of" in line and "are lost" in line for line in report(factorize(net, X, rank=2)).summary)
+
+
+def test_a_saved_model_is_rebuilt(net, tmp_path):
+    thin = factorize(net, X, "tucker", rank=2)
+    ab.save(thin, tmp_path / "thin.safetensors")
+    again = rebuild(Net(), report(thin).structure)
+    ab.load_into(again, tmp_path / "thin.safetensors")
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(again.eval()(x), thin.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("tucker", "onnxruntime"), ("cp", "native")]
+    + [
+        pytest.param(method, target, marks=pytest.mark.slow)
+        for method in ("svd", "channel", "spatial", "tucker", "cp", "tt")
+        for target in ("onnxruntime", "openvino", "native")
+    ],
+)
+def test_factors_deploy(net, method, target, tmp_path):
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    thin = factorize(net, X, method, rank=2)
+    with ab.deploy(thin, torch.randn(1, 3, 12, 12), target=target, out=tmp_path / "net", threads=1) as artifact:
+        assert artifact(X).shape == (1, 20)
+
+
+def test_factors_can_be_pruned(net):
+    thin = factorize(net, X, ratio=0.5)
+    masks = ab.prune(thin, 0.5)
+    assert masks.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "exactly one of rank, energy and ratio, not none"),
+        ({"rank": 2, "ratio": 0.5}, "not rank and ratio"),
+        ({"rank": 0}, "whole number from 1"),
+        ({"rank": -3}, "whole number from 1"),
+        ({"rank": 2.5}, "whole number from 1"),
+        ({"rank": True}, "whole number from 1"),
+        ({"rank": ()}, "whole number from 1"),
+        ({"rank": {"fc": -1}}, "whole number from 1"),
+        ({"rank": "evbm"}, "unknown rank rule 'evbm'; did you mean 'evbmf'"),
+        ({"rank": 500}, "conv1 stays dense: rank 500 is above 16, the largest of svd for (16, 3, 3, 3)"),
+        ({"rank": {"conv2": (3, 4)}}, "svd has 1 ranks here, not the 2"),
+        ({"rank": {"conv2": (300,)}}, "are above (24,)"),
+        ({"ratio": 0}, "in (0, 1), not 0"),
+        ({"ratio": 1.0}, "in (0, 1), not 1.0"),
+        ({"ratio": float("nan")}, "in (0, 1), not nan"),
+        ({"ratio": "half"}, "must be a number"),
+        ({"ratio": 0.01}, "ratio 0.01 cannot be reached"),
+        ({"energy": 1.5}, "in (0, 1], not 1.5"),
+        ({"energy": -0.1}, "in (0, 1]"),
+        ({"ratio": 0.5, "of": "mac"}, "unknown count 'mac'; did you mean 'macs'"),
+        ({"ratio": 0.5, "of": "seconds"}, "needs cost"),
+        ({"rank": 2, "of": "macs"}, "says what a ratio counts"),
+        ({"rank": 2, "cost": 3}, "cost must be a function"),
+        ({"rank": 2, "method": "sdv"}, "unknown factorization method 'sdv'; did you mean 'svd'"),
+        ({"rank": 2, "method": ()}, "method is empty"),
+        ({"rank": 2, "method": ("svd", "cp")}, "with rank give one method"),
+        ({"ratio": 0.5, "method": ("svd", "whitened")}, "cannot compete"),
+        ({"rank": 2, "include": "conv9"}, "'conv9' matches no module with parameters; did you mean 'conv"),
+        ({"rank": 2, "exclude": ["*"]}, "nothing to factorize: conv1, conv2, deep, point and 1 more left by include"),
+        ({"rank": 16, "include": "fc"}, "nothing was factorized: fc stays dense"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_changes_nothing(net, options, words):
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(InputError) as caught:
+        factorize(net, X, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_models_that_cannot_be_factorized(net):
+    for bad in (float("nan"), float("inf")):
+        net.fc.weight.data[0, 0] = bad
+        with pytest.raises(InputError, match=r"fc.weight has NaN or infinite values"):
+            factorize(net, X, rank=2)
+    with pytest.raises(InputError, match="meta device"):
+        factorize(nn.Linear(4, 4, device="meta"), torch.zeros(1, 4), rank=1)
+    with pytest.raises(InputError, match=r"takes an nn\.Module"):
+        factorize("net", X, rank=2)
+    with pytest.raises(InputError, match="the model has no Linear"):
+        factorize(nn.ReLU(), X, rank=2)
+    with pytest.raises(InputError, match="does not run on the example"):
+        factorize(nn.Linear(4, 4), torch.zeros(1, 5), rank=1)
+    with pytest.raises(InputError, match="no model that factorize returned"):
+        report(nn.ReLU())
+
+
+def test_a_model_that_reads_a_weight_itself():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return nn.functional.linear(self.fc(x), self.fc.weight)
+
+    with pytest.raises(InputError, match="exclude what it reads itself"):
+        factorize(Reads(), torch.zeros(1, 64), rank=2)
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------------
+
+
+def test_factorize_after_pruning_is_refused_with_the_reason():
+    steps = [{"prune": {"sparsity": 0.5}}, {"factorize": {"ratio": 0.5}}]
+    with pytest.raises(InputError, match="factorize after prune loses the zeros"):
+        recipes.load(steps)
+    steps[1]["factorize"]["lose_zeros"] = True
+    assert recipes.load(steps).compression[1].title == "Factorize (svd, 50 % of the parameters left)"
+    assert recipes.load([steps[1], steps[0], "distill"]).compression[0].kind == "factorize"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps:\n - factorize: {}", "exactly one of rank, energy, ratio"),
+        ("steps:\n - factorize: {rank: 2, ratio: 0.5}", "exactly one of rank, energy, ratio"),
+        ("steps:\n - factorize: {rank: 2, of: macs}", "of: macs says what a ratio counts"),
+        ("steps:\n - factorize: {ratio: 1.5}", "less than 1"),
+        ("steps:\n - factorize: {rank: 2, method: sdv}", "sdv"),
+    ],
+)
+def test_bad_recipes(text, words):
+    with pytest.raises(InputError) as caught:
+        recipes.from_yaml(text, "r.yaml")
+    assert words in str(caught.value)
+
+
+def tiny_data():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 3, 12, 12, generator=generator), torch.randint(0, 20, (64,), generator=generator)
+    return ab.Data((x, y), (x, y))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"factorize": {"ratio": 0.5}}, {"prune": {"sparsity": 0.5, "epochs": 1}}],
+        *(
+            pytest.param(steps, marks=pytest.mark.slow)
+            for steps in (
+                [{"factorize": {"ratio": 0.5}}, {"prune": {"sparsity": 0.5, "epochs": 1}}, {"distill": {"epochs": 1}}],
+                [
+                    {"prune": {"sparsity": 0.5, "epochs": 1}},
+                    {"factorize": {"ratio": 0.5, "lose_zeros": True}},
+                    "finetune",
+                ],
+                [{"distill": {"epochs": 1}}, {"factorize": {"method": "tucker", "rank": 2}}],
+                [{"factorize": {"ratio": 0.95, "of": "seconds"}}],
+            )
+        ),
+    ],
+)
+def test_recipes_in_every_order_that_makes_sense(net, steps, tmp_path):
+    done = ab.compress(net, tiny_data(), recipe=steps, out=tmp_path / "run", threads=1, control=False)
+    rows = [row for row in done.ledger.rows if row.name.endswith("-factorize")]
+    assert rows
+    assert any("→" in note for note in rows[0].notes)
+    assert rows[0].theory.parameters < done.ledger.dense.theory.parameters
+    again = ab.compress(net, tiny_data(), recipe=steps, out=tmp_path / "run", threads=1, control=False, resume=True)
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(done.model.eval()(x), again.model.eval()(x))
