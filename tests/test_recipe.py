@@ -80,6 +80,23 @@ def test_what_the_caller_says_replaces_what_the_recipe_says():
         ("steps:\n - prune: {sparsity: 0.5, epochs: 0}", 2, "prunes while training"),
         ("steps:\n - prune: {threshold: 0.1}", 2, "add schedule: one-shot"),
         ("steps:\n - prune: {keep: 5, allocation: uniform}", 2, "leave allocation at global"),
+        ("steps:\n - prune: {pattern: 2:4}", 2, "write the pattern in quotes, such as pattern: '2:4'"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: chanel}", 2, "unknown pattern 'chanel'; did you mean 'channel'"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: rigel}", 2, "did you mean 'rigl'"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: {fracton: 0.2}}", 2, "'fracton'; did you mean 'fraction'"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: {fraction: 2}}", 2, "fraction must be in (0, 1]"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: rigl, schedule: cubic}", 2, "leave schedule out"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: rigl, epochs: 0}", 2, "regrow exchanges weights while training"),
+        ("steps:\n - prune: {sparsity: 0.5, of: mac}", 2, "must be one of 'weights', 'macs', not 'mac'"),
+        ("steps:\n - prune: {sparsity: 0.5, allocation: {'*': 0.5}}", 2, "leave sparsity and the other amounts out"),
+        ("steps:\n - prune:\n    allocation: {'*': 1.5}", 3, "'*' must have a sparsity from 0 to 1, not 1.5"),
+        ("steps:\n - prune: {sparsity: 0.5, allocation: globl}", 2, "did you mean 'global'"),
+        ("steps:\n - prune: {macs: 0.5, parameters: 0.5, pattern: channel}", 2, "exactly one of"),
+        ("steps:\n - prune: {sparsity: 0.5}\n - shrink", 1, "put a prune with pattern: channel or heads before it"),
+        ("steps:\n - shrink", 1, "put a prune with pattern: channel or heads before it"),
+        ("steps:\n - prune: {sparsity: 0.5}\n - prune: {sparsity: 0.5, pattern: channel}", 1, "prune channels first"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel}\n - prune: {sparsity: 0.5}", 1, "put shrink between"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: heads}\n - factorize: {rank: 2}", 1, "put shrink between"),
         ("steps: &a\n - *a", None, "alias of itself"),
         ("steps:\n - prune: 3", 2, "options must be a mapping"),
         ("steps:\n - {prune: {}, distill: {}}", 2, "step 1 must be one"),
@@ -107,6 +124,61 @@ def test_a_recipe_that_is_not_there(tmp_path):
         recipes.load(tmp_path / "none.yaml")
     (tmp_path / "r.yml").write_text("steps:\n  - prune: {threshold: 0.1, schedule: one-shot, epochs: 0}\n")
     assert recipes.load(tmp_path / "r.yml").compression[0].title == "Prune |w| < 0.1 (magnitude, global, one-shot)"
+
+
+@pytest.mark.parametrize(
+    ("options", "filled", "title"),
+    [
+        (
+            {"sparsity": 0.95, "regrow": "rigl", "teacher": "none"},
+            {"schedule": "one-shot", "allocation": "global"},
+            "Prune 95 % (magnitude, global, regrow rigl)",
+        ),
+        (
+            {"pattern": "2:4", "teacher": "none"},
+            {"sparsity": 0.5, "allocation": "uniform", "schedule": "cubic"},
+            "Prune 50 % (magnitude, 2:4, uniform, cubic)",
+        ),
+        (
+            {"pattern": "channel", "macs": 0.5, "round_to": 8, "epochs": 0},
+            {"schedule": "one-shot", "allocation": "uniform"},
+            "Prune to 50 % of the MACs (magnitude, channel, uniform, one-shot)",
+        ),
+        (
+            {"pattern": "heads", "parameters": 0.8, "epochs": 0},
+            {"schedule": "one-shot"},
+            "Prune to 80 % of the parameters (magnitude, heads, uniform, one-shot)",
+        ),
+        (
+            {"allocation": {"conv*": 0.9, "fc": 0.5}, "teacher": "none"},
+            {"sparsity": None},
+            "Prune layer by layer (magnitude, per layer, cubic)",
+        ),
+        (
+            {"sparsity": 0.9, "of": "macs", "schedule": "one-shot", "solver": "obs", "epochs": 0},
+            {},
+            "Prune 90 % of the MACs (magnitude, global, one-shot, obs)",
+        ),
+        ({"keep": 9, "allocation": "sensitivity", "teacher": "none"}, {}, "Prune all but 9 weights (magnitude, sensitivity, cubic)"),
+    ],
+)  # fmt: skip
+def test_what_pruning_takes_for_granted(options, filled, title):
+    recipe = recipes.load([{"prune": options}])
+    step = recipe.compression[0]
+    assert {name: getattr(step, name) for name in filled} == filled
+    assert step.title == title
+    assert recipes.load(recipe.plain()) == recipe
+
+
+def test_orders_of_pruning_that_make_sense():
+    channels = {"prune": {"sparsity": 0.5, "pattern": "channel", "epochs": 0}}
+    weights = {"prune": {"sparsity": 0.5}}
+    for steps in (
+        [channels, "finetune", channels, "shrink", "distill", weights],
+        [channels, "shrink", {"factorize": {"rank": 2}}, weights, weights],
+        [{"factorize": {"rank": 2}}, channels, "shrink", channels, "shrink"],
+    ):
+        assert len(recipes.load(steps).compression) == len(steps)
 
 
 def test_titles_are_for_people():

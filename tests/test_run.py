@@ -11,11 +11,14 @@ import time
 import pytest
 import strangers
 import torch
+from torch import nn
 
 import abridged as ab
+from abridged import recipe as recipes
 from abridged import run as running
 from abridged.ledger import Ledger
 from abridged.recipe import Budget
+from abridged.steps import RUNNERS, Work
 from abridged.weights import read
 
 MODEL, DATA = "strangers_net:Net", "strangers_data:data"
@@ -165,6 +168,93 @@ def test_a_module_and_data_of_ones_own_and_a_missed_budget(project, capsys):
     assert with_budget.report.exists()
     assert with_budget.ledger.row("control") is None
     with_budget.artifact.close()
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+
+
+def test_channels_are_pruned_removed_and_taught_on_digits(tmp_path):
+    steps = [
+        {"train": {"epochs": 3, "lr": 0.01}},
+        {"prune": {"pattern": "channel", "macs": 0.5, "round_to": 2, "epochs": 0}},
+        "shrink",
+        {"distill": {"epochs": 3, "lr": 0.01}},
+        {"deploy": {"threads": 1}},
+    ]
+    done = ab.compress(small_net(), "digits", recipe=steps, out=tmp_path / "run", control=False)
+    dense, pruned, small, taught = done.ledger.rows
+    assert pruned.theory.parameters == dense.theory.parameters
+    assert small.theory.parameters < 0.7 * dense.theory.parameters
+    assert small.theory.macs <= 0.5 * dense.theory.macs
+    assert small.accuracy == pruned.accuracy  # what was removed had no say
+    assert any("→" in note for note in small.notes)
+    assert taught.theory.macs == small.theory.macs
+    assert dense.accuracy.value > 0.8
+    assert taught.accuracy.value > dense.accuracy.value - 0.1
+    assert done.model[0].out_channels < 8
+    assert done.model[0].out_channels % 2 == 0
+    done.artifact.close()
+    again = ab.compress(small_net(), "digits", recipe=steps, out=tmp_path / "run", control=False, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), done.model.parameters(), strict=True))
+    again.artifact.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.8, "regrow": "rigl", "every": 4},
+        {"sparsity": 0.8, "regrow": {"grow": "random", "fraction": 0.2}, "every": 4},
+        {"sparsity": 0.6, "of": "macs"},
+        {"allocation": {"0": 0.2, "4": 0.9}},
+        {"pattern": "2:4", "include": ["4", "8"]},
+        {"sparsity": 0.5, "schedule": "one-shot", "solver": "least-squares", "reestimate": True},
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_a_recipe_prunes_as_the_function_does(options):
+    data = ab.Data(
+        (torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))), (torch.randn(8, 1, 8, 8), torch.zeros(8).long())
+    )
+    (step,) = recipes.load([{"prune": {**options, "epochs": 2, "batch_size": 8, "teacher": "none"}}]).compression
+    work = Work(small_net(), small_net(), data, seed=0)
+    RUNNERS["prune"](work, step, None)
+    zeros = {name: 1 - float(mask.float().mean()) for name, mask in work.masks.items()}
+    assert all(not bool((work.model.get_parameter(name)[~mask]).any()) for name, mask in work.masks.items())
+    if "allocation" in options:
+        assert zeros == pytest.approx({"0.weight": 0.2, "4.weight": 0.9}, abs=0.01)
+    elif options.get("of") == "macs":
+        macs = {"0.weight": 64, "4.weight": 16, "8.weight": 1}
+        cost = {name: macs[name] * mask.numel() for name, mask in work.masks.items()}
+        assert sum(zeros[name] * cost[name] for name in cost) / sum(cost.values()) == pytest.approx(0.6, abs=0.02)
+    else:
+        assert work.masks.sparsity == pytest.approx(step.sparsity, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{"prune": {"sparsity": 0.5, "pattern": "channel", "regrow": "rigl"}}], "regrow does not go with pattern"),
+        ([{"prune": {"sparsity": 0.5, "pattern": "channel", "of": "macs", "epochs": 0}}], "of does not go with"),
+        ([{"prune": {"sparsity": 0.5, "pattern": "heads", "epochs": 0}}], "nothing to prune"),
+        ([{"prune": {"sparsity": 0.5, "round_to": 4}}], "round_to does not go with"),
+        ([{"prune": {"macs": 0.5}}], "macs does not go with"),
+        ([{"prune": {"pattern": "2:4"}}], "multiple of 4"),
+        ([{"prune": {"pattern": "2:4", "include": ["8"], "allocation": "global"}}], "allocation='uniform'"),
+        ([{"prune": {"pattern": "channel", "sparsity": 0.01, "epochs": 0}}, "shrink"], "nothing to shrink"),
+        ([{"prune": {"allocation": {"nowhere": 0.5}}}], "'nowhere' matches no parameter"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, steps, words):
+    data = ab.Data(
+        (torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))), (torch.randn(8, 1, 8, 8), torch.zeros(8).long())
+    )
+    with pytest.raises(ab.AbridgedError, match=words):
+        ab.compress(small_net(), data, recipe=steps, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_artifact_that_scores_otherwise_is_refused(done):

@@ -17,16 +17,44 @@ from abridged.tables import Table
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+AMOUNTS = ("sparsity", "threshold", "keep", "macs", "parameters")
 
 
 def _known(module: str, table: str) -> AfterValidator:
     """Validates that a name stands in a table; the table's module (and torch with it) is imported only then."""
 
     def check(name: str) -> str:
-        getattr(importlib.import_module(f"abridged.{module}"), table)[name]
+        _entry(module, table)[name]
         return name
 
     return AfterValidator(check)
+
+
+def _entry(module: str, name: str) -> Any:
+    """Something of a module that is imported only now, and torch with it."""
+    return getattr(importlib.import_module(f"abridged.{module}"), name)
+
+
+def _pattern(name: str) -> str:
+    if name not in _entry("pruning.patterns", "STRUCTURED"):
+        _entry("pruning.patterns", "PATTERNS")[name]
+    return name
+
+
+def _allocation(given: Any) -> Any:
+    if not isinstance(given, str | dict):
+        raise ValueError(f"must be a name, or a mapping of globs to sparsities, not {given!r}")
+    for glob, sparsity in given.items() if isinstance(given, dict) else ():
+        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1:
+            raise ValueError(f"'{glob}' must have a sparsity from 0 to 1, not {sparsity!r}")
+    if isinstance(given, str) and given != "sensitivity":
+        _entry("pruning.allocation", "ALLOCATIONS")[given]
+    return given
+
+
+def _regrow(given: Any) -> Any:
+    _entry("pruning.regrow", "regrowth")(given)
+    return given
 
 
 def _course(check: Callable[[Any], Any]) -> AfterValidator:
@@ -92,53 +120,122 @@ class Teaching(Training):
 
     @model_validator(mode="after")
     def _terms(self) -> Teaching:
-        importlib.import_module("abridged.distillation.terms").terms(self.loss, self.layers)
+        _entry("distillation.terms", "terms")(self.loss, self.layers)
         return self
 
 
 @STEPS.entry("prune")
 class Prune(Teaching):
-    """Set weights to zero: exactly one of sparsity, threshold, keep. With a schedule, while training `epochs` epochs."""
+    """Set weights to zero, by exactly one amount. With a schedule or regrow, while training `epochs` epochs."""
 
     kind = "prune"
     epochs: Annotated[int, Field(ge=0)] = 10
     sparsity: Fraction | None = None
     threshold: Positive | None = None
     keep: Annotated[int, Field(ge=0)] | None = None
+    macs: Fraction | None = None  # share left; of the patterns channel and heads, as `parameters` is
+    parameters: Fraction | None = None
+    of: Literal["weights", "macs"] = "weights"  # what the sparsity is a fraction of
     criterion: Annotated[str, _known("pruning.criteria", "CRITERIA")] = "magnitude"
-    pattern: Annotated[str, _known("pruning.patterns", "PATTERNS")] = "unstructured"
-    allocation: Annotated[str, _known("pruning.allocation", "ALLOCATIONS")] = "global"
+    pattern: Annotated[str, AfterValidator(_pattern)] = "unstructured"
+    allocation: Annotated[Any, AfterValidator(_allocation)] = "global"  # or {glob: sparsity}
     schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
+    regrow: Annotated[Any, AfterValidator(_regrow)] = None  # a name, or the four choices
+    every: Annotated[int, Field(ge=1)] | None = None  # training updates between two choices
     solver: Annotated[str, _known("pruning.solvers", "SOLVERS")] = "none"  # repairs the weights that stay
     reestimate: bool = False  # the statistics of batch norms, too
+    exact: bool = True  # of channels: False narrows what norms read
+    round_to: Annotated[int, Field(ge=1)] = 1  # channels of each group
     ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        """Channels come at once, and regrowth starts with all zeros; N:M says itself how much goes."""
+        if not isinstance(given, dict):
+            return given
+        filled, pattern = dict(given), given.get("pattern")
+        if isinstance(pattern, int):  # YAML 1.1 reads 2:4 as a number of base 60
+            raise ValueError("write the pattern in quotes, such as pattern: '2:4'")
+        channels = isinstance(pattern, str) and pattern in _entry("pruning.patterns", "STRUCTURED")
+        if channels or given.get("regrow") is not None:
+            filled.setdefault("schedule", "one-shot")
+        density = _entry("pruning.patterns", "density")(pattern) if isinstance(pattern, str) else None
+        if channels or density is not None:
+            filled.setdefault("allocation", "uniform")
+        if density is not None and not any(filled.get(name) is not None for name in AMOUNTS):
+            filled["sparsity"] = 1 - density
+        return filled
+
     @model_validator(mode="after")
     def _one_amount(self) -> Prune:
-        if sum(amount is not None for amount in (self.sparsity, self.threshold, self.keep)) != 1:
-            raise ValueError("give exactly one of sparsity, threshold, keep")
+        amounts = sum(getattr(self, name) is not None for name in AMOUNTS)
+        if isinstance(self.allocation, dict):
+            if amounts:
+                raise ValueError("an allocation by globs says how much goes: leave sparsity and the other amounts out")
+        elif amounts != 1:
+            raise ValueError("give exactly one of sparsity, threshold, keep (of channels also macs, parameters)")
         if self.threshold is not None and self.schedule != "one-shot":
             raise ValueError("a threshold has no course in time: add schedule: one-shot")
-        if self.keep is not None and self.allocation != "global":
+        if self.keep is not None and self.allocation not in ("global", "sensitivity"):
             raise ValueError("keep counts over all layers: leave allocation at global")
+        return self
+
+    @model_validator(mode="after")
+    def _time(self) -> Prune:
         if self.schedule != "one-shot" and (self.solver != "none" or self.reestimate):
             raise ValueError("a solver repairs what is pruned at once: add schedule: one-shot")
+        if self.schedule != "one-shot" and self.regrow is not None:
+            raise ValueError("regrow keeps the sparsity constant: leave schedule out")
         if self.schedule != "one-shot" and self.epochs == 0:
             raise ValueError(
                 f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
             )
+        if self.regrow is not None and self.epochs == 0:
+            raise ValueError("regrow exchanges weights while training: give epochs ≥ 1")
         return self
 
     @property
+    def structured(self) -> bool:
+        """Whether whole channels go, which `shrink` removes."""
+        return self.pattern != "unstructured" and self.pattern in _entry("pruning.patterns", "STRUCTURED")
+
+    @property
     def title(self) -> str:
+        how = [self.criterion] + ([] if self.pattern == "unstructured" else [self.pattern])
+        how += ["per layer" if isinstance(self.allocation, dict) else self.allocation]
+        how += [
+            self.schedule if self.regrow is None else f"regrow {self.regrow if isinstance(self.regrow, str) else ''}"
+        ]
+        how += [] if self.solver == "none" else [self.solver]
+        how += ["distilled"] if self.epochs and self.teacher == "dense" else []
+        return f"Prune {self._amount} ({', '.join(part.strip() for part in how)})"
+
+    @property
+    def _amount(self) -> str:
         if self.sparsity is not None:
-            amount = f"{100 * self.sparsity:.4g} %"
-        else:
-            amount = f"|w| < {self.threshold:g}" if self.threshold is not None else f"all but {self.keep:,} weights"
-        taught = ", distilled" if self.epochs and self.teacher == "dense" else ""
-        return f"Prune {amount} ({self.criterion}, {self.allocation}, {self.schedule}{taught})"
+            return f"{100 * self.sparsity:.4g} %{' of the MACs' if self.of == 'macs' else ''}"
+        if self.threshold is not None:
+            return f"|w| < {self.threshold:g}"
+        if self.keep is not None:
+            return f"all but {self.keep:,} weights"
+        if self.macs is not None:
+            return f"to {100 * self.macs:.4g} % of the MACs"
+        return "layer by layer" if self.parameters is None else f"to {100 * self.parameters:.4g} % of the parameters"
+
+
+@STEPS.entry("shrink")
+class Shrink(Step):
+    """Remove for good the channels that a prune step before made zero; the network is a smaller one then."""
+
+    kind = "shrink"
+    exact: bool = True  # False narrows what norms read, as the prune step before does with exact: false
+
+    @property
+    def title(self) -> str:
+        return "Shrink: remove the channels that are zero"
 
 
 @STEPS.entry("factorize")
@@ -287,15 +384,35 @@ class Recipe(BaseModel):
 
 
 def _keeps_zeros(steps: tuple[Step, ...]) -> None:
-    """Factors are dense: those of a pruned weight lose what pruning did, unless `shrink` made it smaller before."""
-    pruned = False
+    """Refuses a step that would bring back zeros made before it, or find none: only the latest masks are held."""
+    zeros = ""  # which there are when a step starts
     for step in steps:
-        if isinstance(step, Factorize) and pruned and not step.lose_zeros:
-            raise ValueError(
-                "factorize after prune loses the zeros, since factors are dense: factorize first and prune the factors,"
-                " or say lose_zeros: true"
-            )
-        pruned = (pruned or isinstance(step, Prune)) and step.kind not in ("shrink", "factorize")
+        if isinstance(step, Prune):
+            made = "channels" if step.structured else "weights"
+            if (zeros, made) == ("weights", "channels"):
+                raise ValueError(
+                    "pruning channels after weights would let the zeros of the weights go: prune channels first, shrink,"
+                    " then prune weights"
+                )
+            if (zeros, made) == ("channels", "weights"):
+                raise ValueError(
+                    "pruning weights after channels would let the zero channels go: put shrink between the two"
+                )
+            zeros = made
+        elif isinstance(step, Shrink):
+            if zeros != "channels":
+                raise ValueError(
+                    "shrink removes channels that are zero: put a prune with pattern: channel or heads before it"
+                )
+            zeros = ""
+        elif isinstance(step, Factorize):
+            if zeros and not step.lose_zeros:
+                raise ValueError(
+                    "factorize after prune loses the zeros, since factors are dense: "
+                    + ("put shrink between the two" if zeros == "channels" else "factorize first and prune the factors")
+                    + ", or say lose_zeros: true"
+                )
+            zeros = ""
 
 
 def load(source: str | Path | Recipe | Mapping[str, Any] | list[Any] | None) -> Recipe:

@@ -42,13 +42,15 @@ from abridged.measurement.records import Deviation, Practice, Theory
 from abridged.measurement.theory import theory
 from abridged.progress import bar
 from abridged.pruning.masks import Masks
-from abridged.pruning.prune import prune
-from abridged.recipe import Budget, Factorize, Prune, Recipe, Step, Teaching, Training
+from abridged.pruning.shrink import shrink
+from abridged.recipe import Budget, Factorize, Prune, Recipe, Shrink, Step, Teaching, Training
 from abridged.rundir import fingerprint, prepare
-from abridged.steps import REBUILDERS, RUNNERS, Outcome, Work, clock, join, train
+from abridged.steps import REBUILDERS, RUNNERS, Outcome, Work, clock, join, train, zeroed
 from abridged.targets import TARGETS
 from abridged.targets.artifact import Artifact
 from abridged.weights import load_into, read, save
+
+REHEARSED = 16  # samples on which a step is rehearsed
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ def _rehearse(plan: Plan, module: nn.Module) -> None:
     rehearsed = module
     for step in plan.recipe.compression:
         if isinstance(step, Prune):
-            prune(copy.deepcopy(rehearsed), 0.5, include=step.include, exclude=step.exclude)
+            rehearsed = _zeroed(rehearsed, plan.data, step)
+        if isinstance(step, Shrink):
+            rehearsed = shrink(rehearsed, plan.example, exact=step.exact, say=lambda line: None)
         if isinstance(step, Factorize):
             method = step.method if isinstance(step.method, str) else "svd"
             rank = 1 if step.rank is None or step.rank == "evbmf" else step.rank
@@ -166,6 +170,15 @@ def _rehearse(plan: Plan, module: nn.Module) -> None:
     options = TARGETS[plan.target]().options
     for name in plan.recipe.deploy.options.keys() - options.keys():
         raise InputError(f"deploy: target '{plan.target}' has no option '{name}'{nearest(name, options)}")
+
+
+def _zeroed(model: nn.Module, data: Data, step: Prune) -> nn.Module:
+    """The model for the next step, pruned quickly: few samples, a solver that solves nothing, no measured sensitivity."""
+    quick: dict[str, Any] = {} if step.solver == "none" else {"solver": "mean"}
+    quick |= {"allocation": "global"} if step.allocation == "sensitivity" else {}
+    pruned = copy.deepcopy(model)
+    zeroed(pruned, data, step.model_copy(update=quick), samples=REHEARSED)
+    return pruned if step.structured else model  # shrink needs the zeros, and nothing else does
 
 
 def _run(plan: Plan, module: nn.Module) -> Compressed:
@@ -229,9 +242,8 @@ def _stage(plan: Plan, name: str, kind: Any, title: str, options: dict[str, Any]
     done, scratch = plan.out / "steps" / name, plan.out / "work" / name
     if done.exists():
         if (done / "structure.json").exists():
-            work.model = REBUILDERS[name.partition("-")[2]](
-                work.model, json.loads((done / "structure.json").read_text())
-            )
+            structure = json.loads((done / "structure.json").read_text())
+            work.model, work.masks = REBUILDERS[name.partition("-")[2]](work, structure), None
         load_into(work.model, done / "model.safetensors")
         if (done / "masks.safetensors").exists():
             work.masks = Masks.rebuild(work.model, read(done / "masks.safetensors"))

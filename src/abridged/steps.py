@@ -17,9 +17,11 @@ from abridged.factorization.amount import Cost
 from abridged.factorization.factorize import factorize, rebuild, report
 from abridged.graph.graph import Graph
 from abridged.ledger import Curve
+from abridged.measurement.practice import positional
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
-from abridged.recipe import Factorize, Prune, Teaching, Training
+from abridged.pruning.shrink import shrink
+from abridged.recipe import Factorize, Prune, Shrink, Teaching, Training
 from abridged.tables import Table
 from abridged.targets import build
 from abridged.training import constant, cosine, fit
@@ -49,9 +51,9 @@ class Outcome:
 Runner = Callable[[Work, Any, Path], Outcome]
 RUNNERS = Table[Runner]("step")
 
-# Kind of step → the model as that step left it but for its values, from the model before and the outcome's structure.
-REBUILDERS = Table[Callable[[nn.Module, dict[str, Any]], nn.Module]]("step that makes other modules")
-REBUILDERS.entry("factorize")(rebuild)
+# Kind of step → the model as that step left it but for its values, from the work before and the outcome's structure.
+REBUILDERS = Table[Callable[[Work, dict[str, Any]], nn.Module]]("step that makes other modules")
+REBUILDERS.entry("factorize")(lambda work, structure: rebuild(work.model, structure))
 
 
 @RUNNERS.entry("train", "finetune", "distill")
@@ -82,27 +84,57 @@ def train(work: Work, options: Training, checkpoint: Path) -> Outcome:
 @RUNNERS.entry("prune")
 def remove(work: Work, options: Prune, checkpoint: Path) -> Outcome:
     """Zero weights at once, or little by little while training; what is zero stays zero in the steps that follow."""
-    gradual = options.schedule != "one-shot"
-    updates = options.epochs * len(work.data.batches("train", options.batch_size))
-    work.masks = prune(
-        work.model,
+    work.masks = zeroed(work.model, work.data, options, seed=work.seed)
+    outcome = train(work, options, checkpoint) if options.epochs else Outcome()
+    return Outcome(outcome.curves, notes=tuple(work.masks.summary))
+
+
+def zeroed(model: nn.Module, data: Data, options: Prune, *, seed: int = 0, samples: int = 1024) -> Masks:
+    """`prune` as a step asks for it, its times in training updates."""
+    updates = options.epochs * len(data.batches("train", options.batch_size))
+    ramp = None if options.schedule == "one-shot" else max(1, round(options.ramp * updates))
+    return prune(
+        model,
         options.sparsity,
         threshold=options.threshold,
         keep=options.keep,
+        macs=options.macs,
+        parameters=options.parameters,
+        of=options.of,
         criterion=options.criterion,
         pattern=options.pattern,
         allocation=options.allocation,
         schedule=options.schedule,
+        regrow=options.regrow,
         solver=options.solver,
         reestimate=options.reestimate,
-        data=work.data,
-        seed=work.seed,
-        steps=max(1, round(options.ramp * updates)) if gradual else None,
+        data=data,
+        example=positional(data.example_input()) if options.structured else None,
+        samples=samples,
+        steps=ramp if options.regrow is None else updates,
+        every=options.every,
+        seed=seed,
         include=options.include,
         exclude=options.exclude,
+        exact=options.exact,
+        round_to=options.round_to,
     )
-    outcome = train(work, options, checkpoint) if options.epochs else Outcome()
-    return Outcome(outcome.curves, notes=tuple(work.masks.summary))
+
+
+@RUNNERS.entry("shrink")
+def narrow(work: Work, options: Shrink, checkpoint: Path) -> Outcome:
+    """Remove the channels that are zero; their masks go with them."""
+    notes: list[str] = []
+    work.model = shrink(work.model, positional(work.data.example_input()), exact=options.exact, say=notes.append)
+    work.masks = None
+    return Outcome(notes=tuple(notes), structure={"exact": options.exact})
+
+
+@REBUILDERS.entry("shrink")
+def _narrow_again(work: Work, structure: dict[str, Any]) -> nn.Module:
+    # What is zero in the model before says what goes, the same again.
+    example = positional(work.data.example_input())
+    return shrink(work.model, example, exact=structure["exact"], say=lambda line: None)
 
 
 @RUNNERS.entry("factorize")

@@ -27,8 +27,6 @@ from abridged.pruning.ranking import count
 from abridged.pruning.shrink import left, settle
 from abridged.pruning.surgery import Gone, size_left, staying
 
-STRUCTURED = ("channel", "heads")
-
 Scores = npt.NDArray[np.float64]
 
 

@@ -93,7 +93,7 @@ class Patterns(Table[Pattern]):
             if found := re.fullmatch(r"block ([0-9]+)x([0-9]+)", name):
                 return block(int(found[1]), int(found[2]))
             raise InputError(
-                f"unknown pattern '{name}'{nearest(name, self)}; N:M is written '2:4', a block of outputs x inputs 'block 4x1'"
+                f"unknown pattern '{name}'{nearest(name, [*self, *STRUCTURED])}; N:M is written '2:4', a block of outputs x inputs 'block 4x1'"
             )
         return super().__getitem__(name)
 
@@ -108,6 +108,7 @@ class Patterns(Table[Pattern]):
 
 
 PATTERNS = Patterns("pattern")
+STRUCTURED = ("channel", "heads")  # these go through the whole network: `channels`
 
 
 @PATTERNS.unit("unstructured")
@@ -184,3 +185,11 @@ for _n, _m in ((2, 4), (4, 8), (1, 4)):
     PATTERNS.entry(f"{_n}:{_m}")(n_of_m(_n, _m))
 for _r, _c in ((1, 4), (4, 1), (4, 4)):
     PATTERNS.entry(f"block {_r}x{_c}")(block(_r, _c))
+
+
+def density(name: str) -> float | None:
+    """The density that a pattern fixes by its name, such as ½ by "2:4"; None where it fixes none, or is unknown."""
+    try:
+        return PATTERNS[name].density
+    except InputError:
+        return None

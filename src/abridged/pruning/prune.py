@@ -13,11 +13,11 @@ from torch import nn
 
 from abridged.data import Data
 from abridged.errors import InputError, UnsupportedError
-from abridged.pruning.channels import STRUCTURED, Goal, prune_channels, refuse
+from abridged.pruning.channels import Goal, prune_channels, refuse
 from abridged.pruning.collect import Collector
 from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
-from abridged.pruning.patterns import PATTERNS
+from abridged.pruning.patterns import PATTERNS, STRUCTURED
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
@@ -40,7 +40,7 @@ def prune(
     example: Any = None,
     samples: int = 1024,
     schedule: str = "one-shot",
-    regrow: str | Regrowth | None = None,
+    regrow: str | Mapping[str, Any] | Regrowth | None = None,
     solver: str = "none",
     reestimate: bool = False,
     steps: int | None = None,
@@ -67,7 +67,7 @@ def prune(
 
     When: "one-shot" is now. Under any other schedule this call removes nothing yet: hold the masks to an optimizer,
     and they reach the whole sparsity after `steps` of its steps, choosing anew every `every` (default: steps / 100).
-    With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own) the whole sparsity is there at once, and
+    With `regrow` ("set", "rigl", "sparse-momentum", or a `Regrowth` of your own, or its fields as a mapping) the whole sparsity is there at once, and
     every `every` of the `steps` to come exchanges weights for others that were zero; their number never changes.
 
     Repair: a `solver` ("mean", "least-squares", "obs", "sparse-gpt") lets the weights that stay make up for those that go,
@@ -102,9 +102,11 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    given: dict[str, Any]
     if pattern in STRUCTURED:
-        given: dict[str, Any] = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
+        given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
         given |= {"solver": None if solver == "none" else solver, "reestimate": reestimate or None}
+        given |= {"of": None if of == "weights" else of}
         refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
         return prune_channels(
             model,
@@ -120,7 +122,8 @@ def prune(
             include=(include,) if isinstance(include, str) else include,
             exclude=(exclude,) if isinstance(exclude, str) else exclude,
         )
-    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {"macs": macs, "parameters": parameters})
+    given = {"macs": macs, "parameters": parameters, "round_to": None if round_to == 1 else round_to}
+    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {**given, "exact": None if exact else exact})
     way = regrowth(regrow)
     fixed = PATTERNS[pattern].density
     allocation = allocation or ("global" if fixed is None else "uniform")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import InputError, UnsupportedError, nearest
 from abridged.pruning.criteria import CRITERIA, Stats
 from abridged.pruning.patterns import Layout
 from abridged.pruning.ranking import count, top
@@ -187,10 +188,16 @@ REGROWTHS.entry("rigl")(Regrowth(grow="gradient", until=0.75))
 REGROWTHS.entry("sparse-momentum")(Regrowth(grow="momentum", redistribute="momentum", fraction=0.5))
 
 
-def regrowth(asked: str | Regrowth | None) -> Regrowth | None:
+def regrowth(asked: str | Mapping[str, Any] | Regrowth | None) -> Regrowth | None:
     """What the `regrow` of a user means. Raises `InputError` for what it cannot."""
     if asked is None or isinstance(asked, Regrowth):
         return asked
+    if isinstance(asked, Mapping):
+        known = [field.name for field in fields(Regrowth)]
+        for name in asked:
+            if name not in known:
+                raise InputError(f"regrow has no option '{name}'{nearest(str(name), known)}")
+        return Regrowth(**asked)
     if not isinstance(asked, str):
         raise InputError(f"regrow must be one of {', '.join(REGROWTHS)}, or a Regrowth, not {asked!r}")
     return REGROWTHS[asked]
