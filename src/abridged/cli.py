@@ -49,6 +49,7 @@ def demo(
 
     from abridged.run import compress
 
+    target = target or _demo_target()
     torch.set_num_threads(1)  # more gain nothing on 8×8 images, and with one every machine adds up in the same order
     with _resumable():
         done = compress(
@@ -177,6 +178,18 @@ def measure(
     typer.echo(str(book))
     if json:
         write_atomic(json, book.to_json().encode())
+
+
+def _demo_target() -> str | None:
+    """The recipe's own, compiled; without a C compiler another, and that is said."""
+    from abridged.compiler.build import find_compiler
+
+    try:
+        find_compiler()
+    except InputError as error:
+        typer.echo(f"abridged: {error}. Until then the demo runs on onnxruntime, which multiplies the zeros.", err=True)
+        return "onnxruntime"
+    return None
 
 
 def _add(directory: Path, taken: Path) -> None:

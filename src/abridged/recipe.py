@@ -197,12 +197,15 @@ class Finetune(Training):
 
 @STEPS.entry("deploy")
 class Deploy(Step):
-    """Build the artifact for a target. Last; `--target` on the command line replaces it."""
+    """Build the artifact for a target. Last; `--target` on the command line replaces it.
+
+    `beside`: targets on which every row's network is also built and measured, in the same interleaved run."""
 
     kind = "deploy"
     target: Annotated[str, _known("targets", "TARGETS")] = "onnxruntime"
     threads: Annotated[int, Field(ge=1)] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    beside: tuple[Annotated[str, _known("targets", "TARGETS")], ...] = ()
 
     @property
     def title(self) -> str:

@@ -271,12 +271,20 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
     deploy = plan.recipe.deploy
     artifacts: dict[str, Artifact] = {}
     deviations: dict[str, Deviation] = {}
-    with bar("Build and check the artifacts", total=len(rows)) as task:
+    beside = [(row, target) for row in rows for target in deploy.beside if target != deploy.target]
+    with bar("Build and check the artifacts", total=len(rows) + len(beside)) as task:
         for row in rows:
             place = plan.out / ("artifact" if row.name == final else f"work/artifacts/{row.name}")
             artifacts[row.name], deviations[row.name] = deliver(
                 models[row.name], plan.example, deploy.target, place, data=plan.data,
                 threads=deploy.threads, force=True, **deploy.options,
+            )  # fmt: skip
+            task.advance()
+        for row, target in beside:
+            name = f"{row.name} on {target}"
+            artifacts[name], deviations[name] = deliver(
+                models[row.name], plan.example, target, plan.out / "work/artifacts" / name, data=plan.data,
+                threads=deploy.threads, force=True,
             )  # fmt: skip
             task.advance()
     threads = artifacts[final].threads
@@ -287,9 +295,10 @@ def _deliver(plan: Plan, rows: list[Row], models: dict[str, nn.Module]) -> tuple
     complete = []
     for row in rows:
         _same_accuracy(row, measured[row.name])
-        beside = (measured["pytorch"],) if row.kind == "dense" else ()
+        others = [measured[f"{row.name} on {target}"] for each, target in beside if each is row]
+        others += [measured["pytorch"]] if row.kind == "dense" else []
         timed = with_times(row.theory, artifacts[row.name].layer_times())
-        complete.append(row.model_copy(update={"practice": (measured[row.name], *beside), "theory": timed}))
+        complete.append(row.model_copy(update={"practice": (measured[row.name], *others), "theory": timed}))
     for name, artifact in artifacts.items():
         if name != final:
             artifact.close()
