@@ -249,6 +249,7 @@ class Factorize(Step):
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     of: Literal["parameters", "macs", "seconds"] = "parameters"
     measured: bool = False  # a layer whose factors are not faster on the recipe's target stays dense
+    calibrate: bool = False  # the last factors are fitted to what the layers see of the training data
     lose_zeros: bool = False  # allows factors of weights that were pruned: they are dense again
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from torch import nn
 from abridged.data import Data
 from abridged.distillation.distill import distill_fit
 from abridged.factorization.amount import Cost
+from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factorize import factorize, rebuild, report
 from abridged.graph.graph import Graph
 from abridged.ledger import Curve
@@ -149,6 +150,7 @@ def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
         ratio=options.ratio,
         of=options.of,
         cost=work.cost if options.measured or options.of == "seconds" else None,
+        data=work.data if options.calibrate or set(AWARE) & {options.method, *options.method} else None,
         include=options.include,
         exclude=options.exclude,
     )

@@ -216,7 +216,7 @@ def _view(low: Lowering, group: Group) -> None:
         target = low.place(part)
         (back,) = view(replace(node, attrs={"shape": low.shape(x)}), low.shape(part), target)
         if back is not None:
-            low._copy(node, low.value(x), source, back)
+            low._copy(node, low.value(x), source, replace(back, zero=target.zero))
             continue
         straight = low._copy(node, low.value(x), source, low.fresh(f"{part}.plain", low.shape(x), low.value(x).dtype))
         low._copy(node, low.value(part), straight.bare(contiguous(low.shape(part))), target)

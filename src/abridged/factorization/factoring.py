@@ -15,6 +15,7 @@ from abridged.factorization.chain import KINDS, stored
 from abridged.factorization.decomposition import METHODS, Decomposition, Kernels, Ranks, compose, size
 from abridged.factorization.evbmf import evbmf
 from abridged.factorization.layers import Layer
+from abridged.factorization.refine import refined
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +86,12 @@ class Factoring:
         return tuple(max(ranks) for ranks in zip(*found, strict=True))
 
     def kernels(self, ranks: Ranks) -> Kernels:
-        """The chain, each kernel (groups, O, I, *k)."""
-        return tuple(torch.stack(group) for group in zip(*(part.kernels(ranks) for part in self.parts), strict=True))
+        """The chain, each kernel (groups, O, I, *k); the last is fitted to the layer's inputs where these are known."""
+        chains = [part.kernels(ranks) for part in self.parts]
+        if self.gram is not None:
+            known = zip(chains, self.weight, self.gram, strict=True)
+            chains = [refined(chain, weight, gram) for chain, weight, gram in known]
+        return tuple(torch.stack(group) for group in zip(*chains, strict=True))
 
     def module(self, kernels: Kernels) -> nn.Sequential:
         return KINDS[type(self.layer.module).__name__].build(self.layer.module, self.names, kernels)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from abridged.calibration.stats import collect
 from abridged.data.data import forward
 from abridged.errors import InputError, UnsupportedError, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
@@ -40,6 +41,8 @@ def factorize(
     ratio: float | None = None,
     of: str = "parameters",
     cost: Cost | None = None,
+    data: object = None,
+    samples: int = 1024,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> nn.Module:
@@ -53,6 +56,10 @@ def factorize(
     `cost(graph) → seconds` measures on the target; with it a layer whose factors are not faster stays dense. Layers whose
     factors are not smaller always do. `report(model)` says what was done and why something was not. The factors are
     `nn.Sequential`s of plain layers with the original's bias on the last, and train like any other.
+
+    With calibration `data` (an `ab.Data`, a loader or a tensor; `samples` of it are looked at) the last factor of each
+    layer is fitted by least squares to the outputs for what the layer really sees, and errors are those of the outputs;
+    the method "whitened" needs it.
 
     Linear, Embedding and Conv1d-3d are taken apart, grouped ones by group. `include` and `exclude` are globs over layer
     paths; exclude wins.
@@ -82,8 +89,10 @@ def factorize(
     layers, left = find(thin, _globs(include), _globs(exclude))
     if not layers:
         raise InputError(f"nothing to factorize: {_why(left)}")
+    if set(methods) & set(AWARE) and data is None:
+        raise InputError("whitened looks at what the layers see: give calibration data=")
     watch(thin, layers, example)
-    parts, unfit = _take_apart(layers, methods)
+    parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
     clock = None if cost is None else Clock(cost)
     chosen, kept = choose(parts, amount, _total(thin, example, amount), clock)
     left = left | unfit | kept
@@ -148,14 +157,29 @@ def _globs(given: Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _take_apart(layers: Sequence[Layer], methods: Sequence[str]) -> tuple[Factorings, dict[str, str]]:
+def _grams(model: nn.Module, layers: Sequence[Layer], data: object, samples: int) -> dict[str, Tensor]:
+    """XᵀX of what each layer sees, by path; nothing for embeddings, whose inputs are words."""
+    names = {f"{layer.path}.weight".lstrip("."): layer.path for layer in layers if _has_gram(layer)}
+    if data is None or not names:
+        return {}
+    found = collect(model, data, ["gram"], names=names, samples=samples)
+    return {path: found[name]["gram"].double() for name, path in names.items()}
+
+
+def _has_gram(layer: Layer) -> bool:
+    return not isinstance(layer.module, nn.Embedding)
+
+
+def _take_apart(
+    layers: Sequence[Layer], methods: Sequence[str], grams: Mapping[str, Tensor]
+) -> tuple[Factorings, dict[str, str]]:
     """Each layer's factorings, and the reason where no method applies."""
     parts: dict[str, list[Any]] = {}
     unfit: dict[str, str] = {}
     for layer in layers:
         for method in methods:
             try:
-                parts.setdefault(layer.path, []).append(factoring(layer, method))
+                parts.setdefault(layer.path, []).append(factoring(layer, method, grams.get(layer.path)))
             except UnsupportedError as error:
                 unfit[layer.path] = str(error)
     return {path: found for path, found in parts.items() if found}, {

@@ -60,6 +60,8 @@ def find(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -
     owners = _owners(model)
     found, left = [], {}
     for module, places in paths.items():
+        if isinstance(module, nn.RNNBase):
+            left[places[0]] = f"is an {module.mode}: recurrent weights are not factorized yet"
         if not isinstance(module, tuple(_types())):
             continue
         layer = Layer(tuple(places), module)
