@@ -21,19 +21,19 @@ INLINE void v_scatter(float *p, long stride, V v, long n) {
   for (long i = 0; i < n; i++) p[i * stride] = t[i];
 }
 /* Division that rounds down, and what it leaves, with the divisor's sign; by 0 an integer gives 0. */
-static inline int64_t i_remainder(int64_t a, int64_t b) {
+INLINE int64_t i_remainder(int64_t a, int64_t b) {
   int64_t m = b == 0 || b == -1 ? 0 : a % b;
   return m && (m < 0) != (b < 0) ? m + b : m;
 }
-static inline int64_t i_floor_div(int64_t a, int64_t b) {
+INLINE int64_t i_floor_div(int64_t a, int64_t b) {
   return b == 0 ? 0 : b == -1 ? (int64_t)(0 - (uint64_t)a) : (a - i_remainder(a, b)) / b;
 }
-static inline double d_remainder(double a, double b) {
+INLINE double d_remainder(double a, double b) {
   double m = fmod(a, b);
   return m != 0 && (m < 0) != (b < 0) ? m + b : m;
 }
-static inline double d_floor_div(double a, double b) { return b == 0 ? a / b : rint((a - d_remainder(a, b)) / b); }
-static inline int64_t i_pow(int64_t base, int64_t n) {
+INLINE double d_floor_div(double a, double b) { return b == 0 ? a / b : rint((a - d_remainder(a, b)) / b); }
+INLINE int64_t i_pow(int64_t base, int64_t n) {
   uint64_t power = 1, square = (uint64_t)base;
   if (n < 0) return base == 1 ? 1 : base == -1 ? (n % 2 ? -1 : 1) : 0;
   for (; n; n >>= 1, square *= square) power *= n & 1 ? square : 1;

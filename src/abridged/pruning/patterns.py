@@ -141,7 +141,7 @@ def n_of_m(n: int, m: int) -> Pattern:
     """N of every M consecutive input channels of one output and tap stay (Mishra et al. 2021; Zhou et al. 2021).
 
     >>> n_of_m(2, 4).layout((1, 8, 16, 9)).split, n_of_m(2, 4).density
-    ((1, 8, 4, 4, 9), 0.5)
+    ((1, 8, 4, 4, 9, 1), 0.5)
     """
     if not 0 < n < m:
         raise InputError(f"pattern '{n}:{m}': N of M needs 0 < N < M, such as '2:4'")
