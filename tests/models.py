@@ -76,3 +76,16 @@ def run64(model: nn.Module, *inputs: Tensor) -> Any:
     """A module's own answer in float64."""
     with torch.no_grad():
         return copy.deepcopy(model).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+
+
+class Layers(nn.Module):
+    """A network of the given layers by name, whose forward is `run(self, x)`."""
+
+    def __init__(self, run, **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import network
+from models import Layers, network
 from test_ops import _all_cases
 from torch import Tensor, nn
 
@@ -102,17 +102,6 @@ def test_reshaped_labels_are_reshaped_elements(old: tuple[int, ...], new: tuple[
         assert (np.broadcast_to(reshaped(field, old, new), new) == wanted).all()
 
 
-class _Net(nn.Module):
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
 def _sizes(model: nn.Module, x: Tensor, **options) -> list[int]:
     coupling = couple(capture(model.eval(), x), **options)
     return sorted(len(group.units) for group in coupling.groups)
@@ -123,9 +112,9 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 
 def test_a_residual_ties_both_branches_and_a_concat_keeps_them_apart() -> None:
     layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 6, 1), "c": nn.Conv2d(6, 2, 1), "d": nn.Conv2d(12, 2, 1)}
-    added = _Net(lambda m, x: m.c(m.a(x) + m.b(x)), **layers)
+    added = Layers(lambda m, x: m.c(m.a(x) + m.b(x)), **layers)
     assert _sizes(added, IMAGE) == [6]
-    joined = _Net(lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1)), **layers)
+    joined = Layers(lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1)), **layers)
     assert _sizes(joined, IMAGE) == [6, 6]
 
 
@@ -142,7 +131,7 @@ def test_a_flatten_ties_the_positions_of_a_channel() -> None:
 
 def test_squeeze_and_excitation_ties_the_gate() -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "down": nn.Conv2d(8, 4, 1), "up": nn.Conv2d(4, 8, 1), "c": nn.Conv2d(8, 2, 1)}
-    net = _Net(lambda m, x: m.c((y := m.a(x)) * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), True)))))), **layers)
+    net = Layers(lambda m, x: m.c((y := m.a(x)) * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), True)))))), **layers)
     assert _sizes(net, IMAGE) == [4, 8]
 
 
@@ -160,11 +149,11 @@ def test_norms_hold_what_they_read_unless_told_otherwise() -> None:
 
 
 def test_attention_goes_by_heads() -> None:
-    def forward(m: _Net, x: Tensor) -> Tensor:
+    def forward(m: Layers, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (4, 3)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
         return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    net = _Net(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
+    net = Layers(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
     coupling = couple(capture(net, torch.zeros(1, 5, 6)))
     (group,) = coupling.groups
     assert len(group.units) == 4
@@ -172,7 +161,7 @@ def test_attention_goes_by_heads() -> None:
 
 
 def test_einsum_ties_and_ends_letters() -> None:
-    net = _Net(
+    net = Layers(
         lambda m, x: m.b(torch.einsum("btc,dc->btd", m.a(x), m.w.weight)),
         a=nn.Linear(4, 6),
         w=nn.Linear(6, 8, False),

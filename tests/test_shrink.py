@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from models import network, own_size, randomize
+from models import Layers, network, own_size, randomize
 from test_networks import LIST, _all_names
 from torch import Tensor, nn
 
@@ -76,17 +76,6 @@ def test_every_network_is_halved(torchvision_models, name: str) -> None:
     assert _equal(model, small, x)
 
 
-class _Net(nn.Module):
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
 IMAGE = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(3))
 
 
@@ -152,7 +141,7 @@ def test_masks_hold_the_zeros_while_training() -> None:
 
 def test_a_number_in_forward_freezes_its_group_with_a_reason() -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 6, 1), "out": nn.Linear(6, 4)}
-    literal = _Net(
+    literal = Layers(
         lambda m, x: m.out(F.relu(m.b(F.relu(m.a(x).reshape(2, 8, -1)).reshape(2, 8, 10, 10))).mean((2, 3))), **layers
     )
     small, lines = _halved(literal, IMAGE)
@@ -165,7 +154,7 @@ def test_a_number_in_forward_freezes_its_group_with_a_reason() -> None:
 
 def test_a_literal_slice_that_reads_other_channels_is_found_by_its_answer() -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(4, 6, 1), "c": nn.Conv2d(4, 6, 1), "out": nn.Linear(6, 4)}
-    net = _Net(lambda m, x: m.out((m.b((y := m.a(x))[:, :4]) + m.c(y[:, -4:])).mean((2, 3))), **layers)
+    net = Layers(lambda m, x: m.out((m.b((y := m.a(x))[:, :4]) + m.c(y[:, -4:])).mean((2, 3))), **layers)
     small, _ = _halved(net, IMAGE)
     assert small.a.out_channels == 8
     assert _equal(net, small, IMAGE)
@@ -173,7 +162,7 @@ def test_a_literal_slice_that_reads_other_channels_is_found_by_its_answer() -> N
 
 def test_inexact_narrows_streams_that_norms_read() -> None:
     block = {"inn": nn.Linear(6, 8), "norm": nn.LayerNorm(8), "up": nn.Linear(8, 16), "down": nn.Linear(16, 8)}
-    net = _Net(lambda m, x: m.out((y := m.inn(x)) + m.down(F.gelu(m.up(m.norm(y))))), **block, out=nn.Linear(8, 4))
+    net = Layers(lambda m, x: m.out((y := m.inn(x)) + m.down(F.gelu(m.up(m.norm(y))))), **block, out=nn.Linear(8, 4))
     x = torch.randn(2, 5, 6)
     exact, _ = _halved(copy.deepcopy(net), x)
     assert (exact.inn.out_features, exact.up.out_features) == (8, 8)
@@ -184,11 +173,11 @@ def test_inexact_narrows_streams_that_norms_read() -> None:
 
 
 def test_heads_alone() -> None:
-    def forward(m: _Net, x: Tensor) -> Tensor:
+    def forward(m: Layers, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (-1, 3)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
         return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    net = _Net(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
+    net = Layers(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
     x = torch.randn(1, 5, 6)
     ab.prune(net, 0.5, pattern="heads", example=x)
     small = ab.shrink(net, x)

@@ -267,7 +267,12 @@ class Factorize(Step):
         amount = f"rank {self.rank}" if self.energy is None else f"{100 * self.energy:.4g} % of the energy"
         if self.ratio is not None:
             amount = f"{100 * self.ratio:.4g} % of the {self.of} left"
-        return f"Factorize ({self.method if isinstance(self.method, str) else ', '.join(self.method)}, {amount})"
+        return f"Factorize ({', '.join(self.methods)}, {amount})"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """One method, or several that compete."""
+        return (self.method,) if isinstance(self.method, str) else self.method
 
 
 @STEPS.entry("distill")

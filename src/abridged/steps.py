@@ -150,7 +150,7 @@ def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
         ratio=options.ratio,
         of=options.of,
         cost=work.cost if options.measured or options.of == "seconds" else None,
-        data=work.data if options.calibrate or set(AWARE) & {options.method, *options.method} else None,
+        data=work.data if options.calibrate or set(AWARE) & set(options.methods) else None,
         include=options.include,
         exclude=options.exclude,
     )

@@ -30,22 +30,18 @@ def choices(step: Step, registers: int = 16) -> tuple[Choice, ...]:
     call = step.choice.call
     if not call.family:
         return step.choices
-    found = [
-        (family, tile)
-        for family in kernels.families().values()
-        if family.op == call.family and _can(family, step)
-        for tile in (family.tiles or ({},))
-        if _fits(family, tile, step) and _in_registers(tile, registers)
-    ]
     zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
-    found.sort(key=lambda choice: (_is_dense(choice[0]) == (zeros >= SPARSE), -choice[0].rank))
+    able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
+    able.sort(key=lambda family: (_is_dense(family) == (zeros >= SPARSE), -family.rank))
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
-        found = [choice for choice in found if _is_dense(choice[0]) == _is_dense(found[0][0])]
+        able = [family for family in able if _is_dense(family) == _is_dense(able[0])]
     return tuple(
         Choice(
             replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
         )
-        for family, tile in found
+        for family in able
+        for tile in (family.tiles or ({},))
+        if _in_registers(tile, registers) and _fits(family, tile, step)
     )
 
 

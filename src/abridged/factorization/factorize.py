@@ -18,10 +18,11 @@ from abridged.factorization.chain import KINDS
 from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters
 from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
-from abridged.factorization.layers import Layer, find, put, some, watch
+from abridged.factorization.layers import Layer, find, put, watch
 from abridged.factorization.methods import METHODS
 from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock
+from abridged.globs import listed, some
 from abridged.graph.capture import capture
 from abridged.graph.cost import cost as theory_of
 from abridged.graph.cost import known
@@ -86,7 +87,7 @@ def factorize(
     amount = Amount(rank, energy, ratio, of, cost)
     methods = _methods(method, amount)
     thin = copy.deepcopy(model)
-    layers, left = find(thin, _globs(include), _globs(exclude))
+    layers, left = find(thin, listed(include), listed(exclude))
     if not layers:
         raise InputError(f"nothing to factorize: {_why(left)}")
     if set(methods) & set(AWARE) and data is None:
@@ -153,21 +154,15 @@ def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
     return methods
 
 
-def _globs(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
 def _grams(model: nn.Module, layers: Sequence[Layer], data: object, samples: int) -> dict[str, Tensor]:
     """XᵀX of what each layer sees, by path; nothing for embeddings, whose inputs are words."""
-    names = {f"{layer.path}.weight".lstrip("."): layer.path for layer in layers if _has_gram(layer)}
+    names = {
+        f"{layer.path}.weight".lstrip("."): layer.path for layer in layers if not isinstance(layer.module, nn.Embedding)
+    }
     if data is None or not names:
         return {}
     found = collect(model, data, ["gram"], names=names, samples=samples)
     return {path: found[name]["gram"].double() for name, path in names.items()}
-
-
-def _has_gram(layer: Layer) -> bool:
-    return not isinstance(layer.module, nn.Embedding)
 
 
 def _take_apart(

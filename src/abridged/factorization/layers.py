@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from abridged.data.data import forward
 from abridged.errors import InputError
 from abridged.factorization.chain import KINDS
 from abridged.factorization.decomposition import Shape
+from abridged.globs import check, matches
 
 
 @dataclass(eq=False)
@@ -53,7 +52,7 @@ def find(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -
     """The layers to factorize, and the reason for each layer that is left although its type could be.
 
     Raises `InputError` for a glob that matches no module, and for weights without values or that are not finite."""
-    check_globs(model, (*include, *exclude))
+    check((name for name, _ in model.named_parameters()), (*include, *exclude), "module with parameters")
     paths: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         paths[module].append(path)
@@ -103,46 +102,13 @@ def put(model: nn.Module, paths: Sequence[str], new: nn.Module) -> nn.Module:
     return model
 
 
-def matches(paths: Sequence[str], globs: Sequence[str]) -> bool:
-    """Whether a glob fits one of the paths, a module above it, or its weight.
-
-    >>> matches(["layer1.conv"], ["layer1"]), matches(["layer1.conv"], ["*.conv.weight"]), matches(["fc"], ["conv*"])
-    (True, True, False)
-    """
-    return any(
-        fnmatchcase(above, glob) for path in paths for above in _above(f"{path}.weight".lstrip(".")) for glob in globs
-    )
-
-
-def check_globs(model: nn.Module, globs: Sequence[str]) -> None:
-    """Raises `InputError` for a glob that fits no module and no weight."""
-    known = list(dict.fromkeys(above for name, _ in model.named_parameters() for above in _above(name)))
-    for glob in globs if known else ():
-        if not any(fnmatchcase(path, glob) for path in known):
-            close = get_close_matches(glob, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {some(known)}"
-            raise InputError(f"'{glob}' matches no module with parameters; {hint}")
-
-
-def some(names: Sequence[str]) -> str:
-    """
-    >>> some(["a", "b", "c", "d", "e", "f"])
-    'a, b, c, d and 2 more'
-    """
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _above(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
 def _types() -> list[type[nn.Module]]:
     return [getattr(nn, name) for name in KINDS] + [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 
 
 def _chosen(layer: Layer, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
-    chosen = matches(layer.paths, include) and not matches(layer.paths, exclude)
+    names = [f"{path}.weight".lstrip(".") for path in layer.paths]
+    chosen = matches(names, include) and not matches(names, exclude)
     return "" if chosen else "left by include and exclude"
 
 

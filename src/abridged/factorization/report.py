@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from abridged.factorization.choose import named
 from abridged.factorization.decomposition import Ranks
-from abridged.factorization.layers import some
+from abridged.globs import some
 
 Structure = Mapping[str, Mapping[str, Sequence[int]]]  # path → name of each kernel → its shape (groups, O, I, *k)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from abridged.errors import InputError
+from abridged.globs import check, listed, matches, some
 from abridged.pruning.layers import CONVOLUTIONS, PROJECTIONS, TRANSPOSED
 
 
@@ -49,11 +48,12 @@ def select(
     """The names of the parameters to prune, a phrase on what they are, and lines on what is left and why.
 
     Raises `InputError` for a glob that matches nothing, for weights without values, and when nothing is left to prune."""
-    include, exclude = _globs(include), _globs(exclude)
+    include, exclude = listed(include), listed(exclude)
     weights = _weights(model)
-    _check_globs(weights, (*include, *exclude))
+    names = (name for weight in weights for name in weight.names)
+    check(names, (*include, *exclude), "parameter and no module that has one")
     candidates = [weight for weight in weights if weight.kind or any(name in include for name in weight.names)]
-    chosen = [w for w in candidates if _matches(w, include) and not _matches(w, exclude) and not _is_empty(w)]
+    chosen = [w for w in candidates if matches(w.names, include) and not matches(w.names, exclude) and not _is_empty(w)]
     if not chosen:
         raise InputError(f"nothing to prune: {_why_nothing(candidates)}")
     for weight in chosen:
@@ -73,11 +73,11 @@ def _left(weights: list[_Weight], candidates: list[_Weight], chosen: list[_Weigh
             weight for weight in weights if weight not in candidates and _rank(weight) > 1
         ],
     }
-    return tuple(f"{why}: {_some([weight.names[0] for weight in them])}" for why, them in reasons.items() if them)
+    return tuple(f"{why}: {some([weight.names[0] for weight in them])}" for why, them in reasons.items() if them)
 
 
 def _why_nothing(candidates: list[_Weight]) -> str:
-    names = _some([weight.names[0] for weight in candidates])
+    names = some([weight.names[0] for weight in candidates])
     if candidates:
         empty = all(_is_empty(weight) for weight in candidates)
         return f"{names} has no elements" if empty else f"include and exclude leave none of {names}"
@@ -102,38 +102,7 @@ def _check_prunable(weight: _Weight) -> None:
         raise InputError(f"{name} is {parameter.dtype}: only floating-point weights are pruned; exclude it")
 
 
-def _globs(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _matches(weight: _Weight, globs: tuple[str, ...]) -> bool:
-    """Whether a glob fits one of the parameter's names or a module path above it."""
-    return any(fnmatchcase(path, glob) for name in weight.names for path in _paths(name) for glob in globs)
-
-
 def glob(model: nn.Module, name: str, globs: Sequence[str]) -> str:
     """The first of the globs that fits a selected parameter, under any of its names."""
     weight = next(weight for weight in _weights(model) if weight.names[0] == name)
-    return next(glob for glob in globs if _matches(weight, (glob,)))
-
-
-def _paths(name: str) -> list[str]:
-    """
-    >>> _paths("layer1.conv.weight")
-    ['layer1', 'layer1.conv', 'layer1.conv.weight']
-    """
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _check_globs(weights: list[_Weight], globs: tuple[str, ...]) -> None:
-    known = list(dict.fromkeys(path for weight in weights for name in weight.names for path in _paths(name)))
-    for glob in globs if known else ():
-        if not any(fnmatchcase(path, glob) for path in known):
-            close = get_close_matches(glob, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {_some(known)}"
-            raise InputError(f"'{glob}' matches no parameter and no module that has one; {hint}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return next(glob for glob in globs if matches(weight.names, (glob,)))
