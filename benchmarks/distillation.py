@@ -1,10 +1,12 @@
 """A small student of Fashion-MNIST, alone and with each distillation loss: the same images, steps and seeds for all.
 
-    python benchmarks/distillation.py data/fashion-mnist --out distillation-study [--seeds 3] [--only kd dkd]
+    python benchmarks/distillation.py [--seeds 10] run data/fashion-mnist [--out distillation-study] [--only kd dkd]
+    python benchmarks/distillation.py table
 
 Teacher: three convolutions of 32, 64 and 128 channels, trained on 55,000 images. Student: 16, 32 and 64 channels, 2,000
-of these images, 12 epochs. One cell (a loss with a seed) is one file, written when it is done: a killed study goes on
-where it was, and the table marks what has not been run."""
+of these images, 12 epochs. Resumable: each cell (a loss with a seed) is written to the results file the moment it is
+done, and a cell that is there is not run again. The table marks what has not been run. OUT keeps the teacher and its
+answers."""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ import abridged as ab
 from abridged.data.sets import get
 from abridged.files import write_atomic
 
+RESULTS = Path(__file__).with_suffix(".json")
 IMAGES, EPOCHS, TEACHER_EPOCHS = 2_000, 12, 5
 ALL = ["layer1", "layer2", "layer3"]
 
@@ -95,54 +98,69 @@ def run(cell: str, seed: int, teacher: nn.Module, data: ab.Data, cache: Path) ->
     return {"accuracy": score.value, "seconds": time.perf_counter() - started}
 
 
-def place(out: Path, cell: str, seed: int) -> Path:
-    return out / "cells" / f"{cell.replace(' ', '-')}-{seed}.json"
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def table(out: Path, seeds: int) -> str:
-    """Mean ± standard deviation per loss, and its gain over the student alone; cells that are missing are named."""
-    results = {
-        cell: [
-            json.loads(place(out, cell, s).read_text())["accuracy"]
-            for s in range(seeds)
-            if place(out, cell, s).exists()
-        ]
-        for cell in CELLS
-    }
-    alone = statistics.mean(results["alone"]) if results["alone"] else None
-    lines = ["| loss | test accuracy, % | gain, points | seeds |", "|---|---|---|---|"]
-    for cell, values in results.items():
-        if not values:
-            lines.append(f"| {cell} | not run | – | 0 of {seeds} |")
-            continue
-        mean = statistics.mean(values)
-        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        gain = "–" if cell == "alone" or alone is None else f"{100 * (mean - alone):+.2f}"
-        lines.append(f"| {cell} | {100 * mean:.2f}{spread} | {gain} | {len(values)} of {seeds} |")
-    return "\n".join(lines)
+def add(path: Path, **more: Any) -> None:
+    write_atomic(path, json.dumps(dict(sorted({**read(path), **more}.items())), indent=1).encode() + b"\n")
+
+
+def cells(options: argparse.Namespace) -> None:
+    """Run what is missing, seed by seed."""
+    torch.set_num_threads(1)
+    data = get(f"fashion-mnist:{options.data}")
+    data = replace(data, val=data.val.rows(slice(0, 200)))
+    teacher = teacher_of(data, options.out)
+    add(options.results, teacher=ab.evaluate(teacher, data, "test").value)
+    fewer = replace(data, train=data.train.rows(slice(0, IMAGES)))
+    for seed in range(options.seeds):
+        for cell in options.only:
+            if f"{cell} {seed}" not in read(options.results):
+                done = run(cell, seed, teacher, fewer, options.out / "cache")
+                add(options.results, **{f"{cell} {seed}": done})
+                print(f"{cell}, seed {seed}: {done['accuracy']:.4f}, {done['seconds']:.0f} s", flush=True)
+    table(options)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Mean ± standard deviation of each loss, and of its gain over the student alone with the same seed."""
+    results = read(options.results)
+
+    def of(cell: str) -> dict[int, float]:
+        """Accuracy in % of the seeds that were run."""
+        names = {seed: f"{cell} {seed}" for seed in range(options.seeds)}
+        return {seed: 100 * results[name]["accuracy"] for seed, name in names.items() if name in results}
+
+    alone = of("alone")
+    print(f"Teacher: {100 * results['teacher']:.2f} %.\n" if "teacher" in results else "No teacher yet.\n")
+    print("| loss | test accuracy, % | gain, points | seeds |", "|---|---|---|---|", sep="\n")
+    for cell in CELLS:
+        values = of(cell)
+        gains = [] if cell == "alone" else [value - alone[seed] for seed, value in values.items() if seed in alone]
+        print(f"| {cell} | {_spread(list(values.values()))} | {_spread(gains, '+')} | {len(values)} |")
+
+
+def _spread(values: list[float], sign: str = "") -> str:
+    if not values:
+        return "–"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("distillation-study"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=CELLS, default=list(CELLS))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    data = get(f"fashion-mnist:{args.data}")
-    data = replace(data, val=data.val.rows(slice(0, 200)))
-    teacher = teacher_of(data, args.out)
-    fewer = replace(data, train=data.train.rows(slice(0, IMAGES)))
-    for seed in range(args.seeds):
-        for cell in args.only:
-            if not place(args.out, cell, seed).exists():
-                done = run(cell, seed, teacher, fewer, args.out / "cache")
-                write_atomic(place(args.out, cell, seed), json.dumps(done).encode())
-                print(f"{cell}, seed {seed}: {done['accuracy']:.4f}, {done['seconds']:.0f} s", flush=True)
-    head = f"Teacher: {100 * ab.evaluate(teacher, data, 'test').value:.2f} %."
-    write_atomic(args.out / "table.md", f"{head}\n\n{table(args.out, args.seeds)}\n".encode())
-    print(head, table(args.out, args.seeds), sep="\n\n")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--seeds", type=int, default=10)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run")
+    running.add_argument("data", type=Path)
+    running.add_argument("--out", type=Path, default=Path("distillation-study"))
+    running.add_argument("--only", nargs="*", choices=CELLS, default=list(CELLS))
+    running.set_defaults(do=cells)
+    commands.add_parser("table").set_defaults(do=table)
+    options = parser.parse_args()
+    options.do(options)
 
 
 if __name__ == "__main__":

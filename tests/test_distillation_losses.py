@@ -16,7 +16,7 @@ from torch import Tensor
 
 from abridged.data import Batch
 from abridged.distillation.language import transcripts
-from abridged.distillation.logits import decoupled, kl
+from abridged.distillation.logits import decoupled, kl, pearson
 from abridged.distillation.losses import LOSSES, Outputs
 from abridged.distillation.table import needs
 from abridged.errors import InputError
@@ -346,6 +346,127 @@ def test_attention_sees_neither_scale_nor_the_number_of_channels() -> None:
     plain = loss(Outputs(s, {"0": s}), Outputs(t, {"0": t}), Batch(None, None))
     wide = loss(Outputs(s, {"0": 5 * s}), Outputs(t, {"0": torch.cat([t, -t], 1)}), Batch(None, None))
     assert wide.item() == pytest.approx(plain.item(), rel=1e-9)
+
+
+def value(name: str, s: Tensor, t: Tensor, labels: Tensor | None = None, **hyper: Any) -> float:
+    """Of one layer, or of logits, by what the loss reads."""
+    one = [Outputs(torch.empty(0), {"0": x}) if needs(name).layers else Outputs(x) for x in (s, t)]
+    return LOSSES[name](*one, Batch(None, labels), **hyper).item()
+
+
+def rotation_of(width: int, seed: int) -> Tensor:
+    return torch.linalg.qr(torch.tensor(draw(seed, width, width)))[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 10), shift=st.floats(-5, 5), dim=st.sampled_from([0, 1]))
+def test_correlations_do_not_see_positive_affine_maps(seed: int, scale: float, shift: float, dim: int) -> None:
+    """What DIST compares (Huang et al. 2022, equation 5); a negative scale turns the sign."""
+    a, b = torch.tensor(draw(seed, 6, C)), torch.tensor(draw(seed + 1, 6, C))
+    plain = pearson(a, b, dim)
+    assert torch.allclose(pearson(scale * a + shift, b, dim), plain, rtol=1e-7)
+    assert torch.allclose(pearson(a, -scale * b + shift, dim), -plain, rtol=1e-7)
+    assert (plain.abs() <= 1 + 1e-12).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), temperature=st.floats(0.3, 20), shift=st.floats(-5, 5))
+@pytest.mark.parametrize("name", ["kd", "dkd", "standardized", "dist", "token"])
+def test_logits_have_no_zero_and_the_temperature_divides_them(
+    name: str, seed: int, temperature: float, shift: float
+) -> None:
+    """A constant added to a sample's logits costs nothing; L(T·s, T·t; T) = T²·L(s, t; 1)."""
+    s, t, labels = torch.tensor(draw(seed, 6, C)), torch.tensor(draw(seed + 1, 6, C)), torch.arange(6) % C
+    labels = torch.zeros(0) if name == "token" else labels
+    given = labels if labels.numel() else None
+    plain = value(name, s, t, given, temperature=temperature)
+    assert plain >= 0
+    assert value(name, s + shift, t - shift, given, temperature=temperature) == pytest.approx(plain, rel=1e-6)
+    if name == "standardized":  # its logits have no size that a temperature could undo
+        return
+    hot = value(name, temperature * s, temperature * t, given, temperature=temperature)
+    assert hot == pytest.approx(temperature**2 * value(name, s, t, given, temperature=1.0), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_turning_both_networks_features_together_changes_nothing(seed: int) -> None:
+    """Scalar products and lengths are all that these losses read."""
+    s, t, labels = torch.tensor(draw(seed, 6, 4)), torch.tensor(draw(seed + 1, 6, 4)), torch.arange(6) % 3
+    turn = rotation_of(4, seed + 2)
+    for name in ("crd", "feature-norm", "hint", "hidden"):
+        assert value(name, s @ turn, t @ turn, labels) == pytest.approx(value(name, s, t, labels), rel=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 10))
+def test_fsp_reads_pairs_of_channels_and_no_places(seed: int, scale: float) -> None:
+    """The same shuffle of the places in both layers costs nothing; both layers c times as large give c⁴ times the loss."""
+    (a, b), (c, d) = (
+        [torch.tensor(draw(seed + i + j, N, width, 2, 3)) for j, width in enumerate((2, 3))] for i in (0, 10)
+    )
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+
+    def flow(*features: Tensor) -> Outputs:
+        return Outputs(torch.empty(0), {str(i): x for i, x in enumerate(features)})
+
+    def shuffled(x: Tensor) -> Tensor:
+        return x.flatten(2)[:, :, order].view_as(x)
+
+    fsp, batch = LOSSES["fsp"], Batch(None, None)
+    plain = fsp(flow(a, b), flow(c, d), batch).item()
+    assert fsp(flow(shuffled(a), shuffled(b)), flow(c, d), batch).item() == pytest.approx(plain, rel=1e-9)
+    larger = [scale * x for x in (a, b, c, d)]
+    assert fsp(flow(*larger[:2]), flow(*larger[2:]), batch).item() == pytest.approx(scale**4 * plain, rel=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.2, 5).filter(lambda x: abs(x - 1) > 0.01))
+def test_the_variance_of_vid_is_best_where_it_is_the_squared_error(seed: int, factor: float) -> None:
+    s, t = torch.tensor(draw(seed, 50, 3)), torch.tensor(draw(seed + 1, 50, 3))
+    best = (s - t).square().mean(0, keepdim=True)
+
+    def with_variance(v: Tensor) -> float:
+        mine = Outputs(torch.empty(0), {"0": s}, {"0": v})
+        return LOSSES["vid"](mine, Outputs(torch.empty(0), {"0": t}), Batch(None, None)).item()
+
+    assert with_variance(best) < with_variance(factor * best)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), length=st.floats(1.1, 20))
+def test_long_features_in_the_right_direction_cost_nothing(seed: int, length: float) -> None:
+    """ND: a student at least as long as the teacher, in its direction, has a loss of 0; shorter ones pay the ratio."""
+    t = torch.tensor(draw(seed, 5, 4))
+    alone = torch.arange(5)  # each sample its own class
+    assert value("feature-norm", length * t, t, alone) == pytest.approx(0, abs=1e-9)
+    assert value("feature-norm", t / length, t, alone) == pytest.approx(1 - 1 / length, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_crd_recognizes_its_own(seed: int) -> None:
+    """Embeddings that are the teacher's own cost less than the same ones dealt to other samples."""
+    t = torch.nn.functional.normalize(torch.tensor(draw(seed, 6, 8)), dim=1)
+    assert value("crd", t, t) < value("crd", t.roll(1, 0), t)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_laws_of_the_losses_on_tokens(seed: int) -> None:
+    """Token by token they are kd at T = 1; reverse exchanges the two, js is symmetric and at most log 2; sequence is the
+    cross-entropy of the teacher's choice; `self` without labels is kd from one's own logits."""
+    s, t = torch.tensor(draw(seed, 2, 3, C)), torch.tensor(draw(seed + 1, 2, 3, C))
+    rows = [x.flatten(0, 1) for x in (s, t)]
+    assert value("token", s, t) == pytest.approx(value("kd", *rows, temperature=1.0), rel=1e-9)
+    assert value("token", s, t, direction="reverse") == pytest.approx(value("token", t, s), rel=1e-9)
+    js = value("token", s, t, direction="js")
+    assert 0 <= js <= math.log(2)
+    assert js == pytest.approx(value("token", t, s, direction="js"), rel=1e-9)
+    chosen = torch.nn.functional.cross_entropy(rows[0], rows[1].argmax(1)).item()
+    assert value("sequence", s, t) == pytest.approx(chosen, rel=1e-9)
+    own = LOSSES["self"](Outputs(rows[1], {"0": rows[0]}), Outputs(rows[1]), Batch(None, None), temperature=2.0)
+    assert own.item() == pytest.approx(value("kd", *rows, temperature=2.0), rel=1e-9)
 
 
 @pytest.mark.parametrize("direction", ["reverse", "js"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,40 @@ def test_transformers_that_classify() -> None:
     )  # fmt: skip
 
 
+class Patches(nn.Module):
+    """A vision transformer: 16 patches and a class token, (N, 1, 8, 8) → tokens (N, 17, D) → (N, 3)."""
+
+    def __init__(self, width: int = 8, depth: int = 2, seed: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.token = nn.Conv2d(1, width, 2, 2), nn.Parameter(torch.randn(1, 1, width))
+        self.layers = nn.ModuleList(Layer(width, 2) for _ in range(depth))
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "name", ["hint", "hidden", "vid", "feature-norm", "crd", "similarity", "rkd-distance", "rkd-angle"]
+)
+@pytest.mark.parametrize("ways", ["convolutions from a transformer", "a transformer from convolutions"])
+def test_other_families_meet_in_their_means_over_positions(name: str, ways: str) -> None:
+    """Maps (N, C, H, W) and tokens (N, T, D) of other numbers of positions: no layer is refused, and the loss falls."""
+    student, teacher, layers = Net(), Patches(), {"layer1": "layers.0", "layer2": "layers.1"}
+    if ways.startswith("a transformer"):
+        student, teacher, layers = Patches(), Net(seed=2), {value: key for key, value in layers.items()}
+    history = distill_fit(
+        student, teacher, data(), loss=name, layers=layers, alpha=1.0, epochs=6, batch_size=16,
+        optimizer=lambda p: torch.optim.Adam(p, 0.01),
+    )  # fmt: skip
+    assert history.loss[-1] < history.loss[0]
+    assert hooks(student) == hooks(teacher) == 0
+
+
 def test_self_distillation_needs_no_teacher_and_born_again_is_kd() -> None:
     student = Net()
     distill(student, None, data(), loss="self", layers="layer1", epochs=1)
@@ -239,6 +274,26 @@ def test_hooks_go_after_an_error_too() -> None:
     with pytest.raises(ZeroDivisionError), tapped(student, ["layer1"], "student"):
         raise ZeroDivisionError
     assert hooks(student) == 0
+
+
+def test_the_teacher_leaves_no_graph_and_memory_does_not_grow() -> None:
+    student, teacher = Net(), Net(8, seed=1)
+    graphs, live = [], []
+    for module in teacher.modules():
+        module.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+
+    class Count(Callback):
+        def on_step(self, moment: Moment) -> None:
+            gc.collect()
+            live.append(sum(issubclass(type(item), Tensor) for item in gc.get_objects()))
+
+    distill(
+        student, teacher, data(), loss={"kd": 1, "hint": 1, "crd": 1}, layers=["layer1", "layer2"],
+        epochs=1, batch_size=4, callbacks=[Count()],
+    )  # fmt: skip
+    assert graphs
+    assert not any(graphs)
+    assert live[2] == live[-1], "tensors alive after the third step and after the last"
 
 
 def test_the_random_generators_go_on_as_if_nothing_had_been() -> None:
@@ -395,6 +450,22 @@ class Odd(Net):
         return super().forward(x)
 
 
+def misfits() -> dict[str, Any]:
+    """Features (N, 4, 6) and (N, 3, 8): positions and channels differ, and which axis is which is not said."""
+
+    class Third(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.layer1 = nn.Sequential(nn.Flatten(), nn.LazyLinear(24), nn.Unflatten(1, shape))
+            self.linear = nn.Linear(24, 3)
+            self(X[:2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.layer1(x).flatten(1)[:, :24])
+
+    return {"student": Third(4, 6), "teacher": Third(3, 8)}
+
+
 BAD: dict[str, dict[str, Any]] = {
     "loss 'hint' reads features of layers: name them": {"loss": "hint"},
     r"the student has no module 'layer9'; did you mean 'layer[12]'\?": {"loss": "hint", "layers": "layer9"},
@@ -404,7 +475,9 @@ BAD: dict[str, dict[str, Any]] = {
     "the batch must come first": {"loss": "hint", "layers": {"flat": "layer1"}, "student": Odd()},
     "'none' gives NoneType, no tensor": {"loss": "hint", "layers": {"none": "layer1"}, "student": Odd()},
     "gives no ':7'": {"loss": "hint", "layers": "layer1:7"},
-    "no adapter fits between them": {"loss": "hint", "layers": {"layer1": "linear"}},
+    "no adapter fits between them": {"loss": "hint", "layers": "layer1", **misfits()},
+    "layers must be a module path": {"loss": "hint", "layers": 3},
+    r"the student has no module '\['": {"loss": "hint", "layers": "["},
     "2 layers of the student and 'layer1' 1 of the teacher": {"loss": "hint", "layers": {"layer?": "layer1"}},
     "'layer1' is named twice": {"loss": "hint", "layers": ["layer1", "layer1"]},
     "loss 'kd' reads none": {"layers": "layer1"},
@@ -422,7 +495,29 @@ BAD: dict[str, dict[str, Any]] = {
     "unknown course 'cosin'; did you mean 'cosine'": {"alpha": {"cosin": [0.5, 1]}},
     "alpha must be a number, or": {"alpha": "half"},
     "temperature must be a number, or": {"temperature": {"linear": [1]}},
-    "teacher_weights must be 1 numbers": {"teacher_weights": [0.5, 0.5]},
+    "teacher_weights must be a list of one number, .* not 'half'": {"teacher_weights": "half"},
+    "teacher_weights must be a list of one number, .* not 3": {"teacher_weights": 3},
+    r"teacher_weights must be a list of one number, .* not \[0.5, 0.5\]": {"teacher_weights": [0.5, 0.5]},
+    r"teacher_weights must be a list of one number, .* not \['a'\]": {"teacher_weights": ["a"]},
+    r"teacher_weights must be a list of one number, .* not \[-1\]": {"teacher_weights": [-1]},
+    r"data must be an ab.Data\(.*\), not None": {"data": None},
+    r"data must be an ab.Data\(.*\), not tuple": {"data": (X, Y)},
+    "masks must be what ab.prune returned, not int": {"masks": 3},
+    "callbacks must be a list of Callback, not int": {"callbacks": [3]},
+    "callbacks must be a list of Callback, not None": {"callbacks": None},
+    "scheduler must be a callable": {"scheduler": 0.1},
+    "checkpoint must be a directory, not int": {"checkpoint": 3},
+    "cache must be a directory, not bool": {"cache": True},
+    "early_stop must be an EarlyStop": {"early_stop": 3},
+    "clip is the largest gradient norm and must be positive, not 'a'": {"clip": "a"},
+    "seed must be a whole number, not 'a'": {"seed": "a"},
+    "distill has no option 'epoch'; did you mean 'epochs'": {"epoch": 3},
+    "distill has no option 'objective'": {"objective": nll},
+    "alpha at t = 0 must be a number, not 'a'": {"alpha": lambda t: "a"},
+    "temperature at t = 0 must be a number, not None": {"temperature": lambda t: None},
+    "'crd': tau must be positive, not 0": {"loss": [{"name": "crd", "tau": 0}], "layers": "layer1"},
+    "'hint': scale must be at least 0, not -1": {"loss": [{"name": "hint", "scale": -1}], "layers": "layer1"},
+    "'self': labels, .* between 0 and 1, not 5": {"loss": [{"name": "self", "labels": 5}], "layers": "layer1"},
     "there is no teacher 2": {"loss": [{"name": "kd", "teacher": 2}]},
     "the teacher must be an nn.Module": {"teacher": "resnet"},
     "the teacher refuses a batch of train": {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(3, 3))},
@@ -430,6 +525,14 @@ BAD: dict[str, dict[str, Any]] = {
     "outputs of shape .* they must be equal": {"teacher": Net(classes=4), "loss": "mimic"},
     "the device|device 'mars' cannot be used": {"device": "mars"},
 }
+
+
+def test_a_student_that_is_no_network() -> None:
+    for student in (None, "resnet", Net):
+        with pytest.raises(InputError, match=r"the student must be an nn\.Module, not"):
+            distill(student, Net(), data())  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"the model must be an nn\.Module, not"):
+            fit(student, data(), epochs=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("line", BAD)
@@ -463,6 +566,20 @@ def test_regression_and_teachers_of_other_classes() -> None:
     distill(Net(), Net(8, seed=1), given, loss="mimic", epochs=1)
     unlabelled = Data((X[:32], None), (X[32:40], None), (X[40:], None))
     distill(Net(), Net(8, seed=1), unlabelled, loss={"kd": 1, "crd": 1}, layers="layer1", alpha=1.0, epochs=1)
+
+
+def test_losses_are_computed_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of squares of features overflow float16, so that autocast ends before the losses begin."""
+    seen = []
+
+    def look(student: Any, teacher: Any, batch: Any) -> Tensor:
+        gram = student.features["layer1"].flatten(1) @ teacher.features["layer1"].flatten(1).T
+        seen.append((torch.is_autocast_enabled("cpu"), gram.dtype, student.logits.dtype))
+        return gram.square().mean()
+
+    monkeypatch.setattr("abridged.distillation.lesson.LOSSES", {"similarity": look})
+    distill(Net(), Net(seed=1), data(), loss="similarity", layers="layer1", epochs=1, precision="bf16")
+    assert set(seen[1:]) == {(False, torch.float32, torch.float32)}
 
 
 def test_half_precision_and_accumulation() -> None:

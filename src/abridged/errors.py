@@ -26,6 +26,17 @@ class GateError(AbridgedError):
     """A check of ours was not met: a deviation above its bound, a budget missed."""
 
 
+def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise `InputError`, "`what`, not TYPE", for a value of another type.
+
+    >>> expect(3, str, "name must be a string")
+    Traceback (most recent call last):
+    abridged.errors.InputError: name must be a string, not int
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{what}, not {'None' if value is None else type(value).__name__}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: `"; did you mean 'magnitude'?"`, or the known names when none is near.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from abridged.data.batches import Batch, each
 from abridged.data.data import Data, forward, logits
 from abridged.data.evaluate import judging
-from abridged.errors import AbridgedError, InputError
+from abridged.errors import AbridgedError, InputError, expect
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -21,6 +21,7 @@ def check(data: Data, model: nn.Module | None = None, *, labels: bool = True) ->
     targets of the wrong kind or shape; with a model also inputs that it refuses, labels out of its range, NaN weights.
 
     (X, y) tensors are looked at whole, other splits at their first batch. `labels=False` allows splits without targets."""
+    expect(data, Data, "data must be an ab.Data(train=(x, y), val=(x, y), …)")
     width = None if model is None else _width(data, model)
     for name in ("train", "val", "test"):
         if getattr(data, name) is None:

@@ -33,17 +33,32 @@ class Regressor(nn.Module):
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
+        shapes = _alike(shapes)
         axis = _channels(shapes)
         narrow, wide = shapes.student[axis], shapes.teacher[axis]
         self.project = nn.Identity() if narrow == wide else Along(axis, narrow, wide)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Adapted:
+        if student.ndim != teacher.ndim:
+            student, teacher = vectors(student), vectors(teacher)
         return Adapted(*same_size(self.project(student), teacher))
 
 
 def regressor(shapes: Shapes) -> nn.Module:
-    """A linear map of the channels where they differ, and pooling to the smaller of two sizes (Romero et al., 2015)."""
+    """A linear map of the channels where they differ, and pooling to the smaller of two sizes (Romero et al., 2015).
+
+    A map and a sequence, or a vector, are both averaged over their positions first."""
     return Regressor(shapes)
+
+
+def _alike(shapes: Shapes) -> Shapes:
+    """The shapes as they are, or those of their `vectors` where a map meets a sequence or a vector."""
+    student, teacher = shapes.student, shapes.teacher
+    if min(len(student), len(teacher)) < 2 or max(len(student), len(teacher)) > 5:
+        raise _misfit(shapes)
+    if len(student) == len(teacher):
+        return shapes
+    return shapes._replace(student=(student[0], _width(student)), teacher=(teacher[0], _width(teacher)))
 
 
 def _channels(shapes: Shapes) -> int:
@@ -51,8 +66,6 @@ def _channels(shapes: Shapes) -> int:
 
     Raises `InputError` where no adapter fits."""
     student, teacher = shapes.student, shapes.teacher
-    if len(student) != len(teacher) or len(student) not in (2, 3, 4, 5):
-        raise _misfit(shapes)
     if len(student) != 3:
         return 1
     differing = [axis for axis in (1, 2) if student[axis] != teacher[axis]]
@@ -72,6 +85,7 @@ class Variational(nn.Module):
     def __init__(self, shapes: Shapes, variance: float = 5.0) -> None:
         super().__init__()
         self.mean = Regressor(shapes)
+        shapes = _alike(shapes)
         axis = _channels(shapes)
         self.shape = [1] * len(shapes.teacher)
         self.shape[axis] = shapes.teacher[axis]

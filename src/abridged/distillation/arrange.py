@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from abridged.distillation.lesson import Lesson, Part
 from abridged.distillation.table import Outputs, Shapes
 from abridged.distillation.taps import pairs
 from abridged.distillation.teachers import tried
-from abridged.distillation.terms import Term
+from abridged.distillation.terms import Term, finite
 from abridged.errors import InputError
 from abridged.training.surroundings import own_randomness
 
@@ -75,10 +74,11 @@ def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
     """Shares of the teachers, of sum 1."""
     if weights is None:
         return [1 / count] * count if count else []
-    given = list(weights)
-    if len(given) != count or not all(math.isfinite(w) and w >= 0 for w in given) or not sum(given):
-        raise InputError(f"teacher_weights must be {count} numbers of at least 0, one for each teacher, not {given}")
-    return [w / sum(given) for w in given]
+    sound = isinstance(weights, (list, tuple)) and len(weights) == count
+    if not sound or not all(finite(w) and w >= 0 for w in weights) or not sum(weights):
+        one = "one number" if count == 1 else f"{count} numbers"
+        raise InputError(f"teacher_weights must be a list of {one}, a share for each teacher, not {weights!r}")
+    return [w / sum(weights) for w in weights]
 
 
 def _bound(student: nn.Module, teachers: Sequence[nn.Module], chosen: list[Term], weights: list[float]) -> list[Part]:
@@ -102,7 +102,7 @@ def _bound(student: nn.Module, teachers: Sequence[nn.Module], chosen: list[Term]
 
 def _tried(student: nn.Module, teachers: Sequence[nn.Module], data: Data, lesson: Lesson) -> Lesson:
     """Two samples through all networks: adapters from the shapes, and every loss once."""
-    batch = next(iter(data.batches("train", 2))).rows(slice(0, 2))
+    batch = next(iter(data.batches("train", 2))).rows(slice(0, 2)).to(torch.device("cpu"))
 
     def ask(model: nn.Module, specs: Sequence[str], whose: str) -> Outputs:
         with judging(model) as device:

@@ -57,9 +57,9 @@ class Remembered(Callback):
         return self._recalled(keys, x)
 
     def _learn(self, keys: Sequence[bytes], x: Any) -> None:
-        named = _tensors(self.teacher.answer(x))
+        named = {name: tensor.cpu() for name, tensor in _tensors(self.teacher.answer(x)).items()}
         for row, key in enumerate(keys):
-            self._new[key] = {name: tensor[row].cpu() for name, tensor in named.items()}
+            self._new[key] = {name: tensor[row] for name, tensor in named.items()}
         if len(self._new) >= SHARD:
             self.flush()
 
@@ -97,10 +97,10 @@ class Remembered(Callback):
         rows = list(self._new.values())
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(self._new)), dtype=torch.uint8).view(-1, KEY)
-        number = len(self._files)
-        write_atomic(self.directory / f"{self.rank}-{number:06d}.safetensors", to_bytes(tensors))
+        path = self.directory / f"{self.rank}-{len(self._files):06d}.safetensors"
+        write_atomic(path, to_bytes(tensors))
         self._new = {}
-        self._add(tensors)
+        self._add(_read(path))  # mapped from the file, not held in memory
 
     def _add(self, tensors: dict[str, Tensor]) -> None:
         for row, key in enumerate(tensors.pop("keys").numpy()):

@@ -74,6 +74,8 @@ def _checked(value: Course, name: str, sound: Callable[[float], bool], rule: str
 
     def at(t: float) -> float:
         number = way(t)
+        if not _number(number):
+            raise InputError(f"{name} at t = {t:g} must be a number, not {number!r}")
         if not sound(number):
             raise InputError(f"{rule}, not {number}" + ("" if _number(value) else f" (at t = {t:g})"))
         return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +21,15 @@ from abridged.distillation.lesson import Lesson
 from abridged.distillation.taps import tapped
 from abridged.distillation.teachers import Teacher, heard, present
 from abridged.distillation.terms import Layers, Term, terms
+from abridged.errors import InputError, expect, nearest
 from abridged.training import Callback, History, adamw, fit, train_device
 from abridged.training.checkpoint import digest
-from abridged.training.options import MakeOptimizer
+from abridged.training.options import MakeOptimizer, whole
 from abridged.training.processes import join
 from abridged.training.surroundings import borrowed
+
+# Options that go to `fit` as they are.
+ALLOWED = inspect.signature(fit).parameters.keys() - {"model", "data", "loss", "objective"}
 
 
 def distill(student: nn.Module, teacher: Teachers, data: Data, *, epochs: int = 20, **options: Any) -> nn.Module:
@@ -53,6 +58,7 @@ def distill_fit(
     epochs: int = 20,
     batch_size: int = 64,
     accumulate: int = 1,
+    seed: int = 0,
     optimizer: MakeOptimizer = adamw,
     device: str | torch.device | None = None,
     callbacks: Sequence[Callback] = (),
@@ -73,10 +79,18 @@ def distill_fit(
 
     Raises `InputError`, before any training, for a teacher that is the student or shares parameters with it, that has
     other classes or gives NaN, for numbers out of range, unknown losses, layers that are missing or cannot be compared."""
+    expect(student, nn.Module, "the student must be an nn.Module")
+    expect(data, Data, "data must be an ab.Data(train=(x, y), val=(x, y), …)")
+    if not whole(seed):
+        raise InputError(f"seed must be a whole number, not {seed!r}")
+    expect(callbacks, Sequence, "callbacks must be a list of Callback")
+    expect(cache, (str, Path, type(None)), "cache must be a directory")
+    for name in options.keys() - ALLOWED:
+        raise InputError(f"distill has no option '{name}'{nearest(name, ALLOWED)}")
     chosen = terms(loss, layers)
     lesson = arranged(
         student, teacher, data, chosen, alpha=alpha, temperature=temperature, weights=teacher_weights,
-        steps=_steps(data, epochs, batch_size, accumulate), seed=options.get("seed", 0),
+        steps=_steps(data, epochs, batch_size, accumulate), seed=seed,
     )  # fmt: skip
     teachers, home = listed(teacher), train_device(student, device)
     identity = _identity(chosen, alpha, temperature, teachers, lesson, teacher_weights)
@@ -105,11 +119,13 @@ def distill_fit(
                 total = total + (1 - share) * data.loss_function(outputs, batch.y)
             if share > 0:
                 said = heard(outputs, batch.size, taps, mine, lesson.reads_logits)
-                total = total + share * lesson.loss(said, [one.answer(batch.x) for one in asked], batch)
+                answers = [one.answer(batch.x) for one in asked]
+                with torch.autocast(home.type, enabled=False):  # sums of squares overflow float16
+                    total = total + share * lesson.loss(said, answers, batch)
             return total
 
         return fit(
-            student, data, objective=objective, epochs=epochs, batch_size=batch_size, accumulate=accumulate,
+            student, data, objective=objective, epochs=epochs, batch_size=batch_size, accumulate=accumulate, seed=seed,
             optimizer=_with(lesson.adapters, optimizer), device=device, callbacks=[*watching, *callbacks], **options,
         )  # fmt: skip
 

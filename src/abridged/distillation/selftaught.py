@@ -10,6 +10,7 @@ from abridged.distillation.adapters import head
 from abridged.distillation.features import total
 from abridged.distillation.logits import kl
 from abridged.distillation.table import Outputs, loss
+from abridged.errors import InputError
 
 
 @loss("self", layers=True, adapter=head, teacher=False)
@@ -21,6 +22,8 @@ def deep_to_shallow(
     h: the scores (N, C) of an auxiliary classifier on each named layer, trained with the student and discarded; z: the
     network's own logits (N, C), which learn nothing from it. `labels` (b) counts where the batch has labels (N,). No
     other teacher is needed: `distill(student, None, …)`."""
+    if not 0 <= labels <= 1:
+        raise InputError(f"loss 'self': labels, the weight of the labels' part, must be between 0 and 1, not {labels}")
     deep = student.logits.detach() / temperature
     scores = list(student.features.values())
     soft = total([temperature**2 * kl(h / temperature, deep).mean() for h in scores])

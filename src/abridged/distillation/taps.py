@@ -31,6 +31,8 @@ def pairs(
     """
     if isinstance(layers, str):
         layers = [layers]
+    if not isinstance(layers, (list, tuple, Mapping)):
+        raise InputError(f"layers must be a module path, a list of them or {{student's: teacher's}}, not {layers!r}")
     wanted = layers.items() if isinstance(layers, Mapping) else [(path, path) for path in layers]
     found: list[tuple[str, str]] = []
     for mine, taught in wanted:
@@ -55,13 +57,19 @@ def expanded(spec: str, model: nn.Module, whose: str) -> list[str]:
     path, colon, item = spec.partition(":")
     known = [name for name, _ in model.named_modules()]
     if GLOB.search(path):
-        parts = [part.replace("?", "[^.]").replace("*", "[^.]*") for part in path.split(".")]
-        chosen = [name for name in known if name and re.fullmatch(r"\.".join(parts), name)]
+        like = _pattern(path)
+        chosen = [name for name in known if name and like.fullmatch(name)]
     else:
         chosen = [path] if path in known else []
     if not chosen:
         raise InputError(f"layers: the {whose} has no module '{path}'{nearest(path, filter(None, known))}")
     return [name + colon + item for name in chosen]
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """`*` and `?` stop at dots, `[12]` is one of some characters."""
+    parts = [re.escape(part) if i % 2 == 0 else part for i, part in enumerate(re.split(r"(\[[^\]]+\])", glob))]
+    return re.compile("".join(parts).replace(r"\?", "[^.]").replace(r"\*", "[^.]*"))
 
 
 class Taps:

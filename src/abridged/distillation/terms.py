@@ -12,6 +12,7 @@ from abridged.distillation.losses import LOSSES
 from abridged.distillation.table import Needs, needs
 from abridged.errors import InputError, nearest
 
+POSITIVE = ("temperature", "tau")  # hyperparameters that divide
 Layers = str | Sequence[str] | Mapping[str, str]  # the student's module path, or paths → the teacher's
 
 
@@ -83,11 +84,13 @@ def _complete(term: Term, layers: Layers | None) -> Term:
     for key, value in term.options.items():
         if key not in known:
             raise InputError(f"loss '{term.name}' has no option '{key}'{nearest(key, known)}")
-        if isinstance(known[key], (int, float)) and not _finite(value):
+        if isinstance(known[key], (int, float)) and not finite(value):
             raise InputError(f"loss '{term.name}': {key} must be a number, not {value!r}")
-    if term.options.get("temperature", 1) <= 0:
-        raise InputError(f"loss '{term.name}': temperature must be positive, not {term.options['temperature']}")
-    if not _finite(term.weight) or term.weight <= 0:
+        if key in POSITIVE and value <= 0:
+            raise InputError(f"loss '{term.name}': {key} must be positive, not {value}")
+        if isinstance(known[key], float) and value < 0:
+            raise InputError(f"loss '{term.name}': {key} must be at least 0, not {value}")
+    if not finite(term.weight) or term.weight <= 0:
         raise InputError(f"loss '{term.name}': its weight must be positive, not {term.weight!r}")
     if not term.needs.layers:
         if term.layers:
@@ -100,5 +103,6 @@ def _complete(term: Term, layers: Layers | None) -> Term:
     return Term(term.name, float(term.weight), chosen, term.teacher, term.options)
 
 
-def _finite(value: Any) -> bool:
+def finite(value: Any) -> bool:
+    """Whether it is a plain number, neither NaN nor infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

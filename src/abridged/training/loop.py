@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from abridged.data import Batch, Data, check, evaluate, forward
 from abridged.data.data import LOSSES, Loss
-from abridged.errors import AbridgedError, InputError
+from abridged.errors import AbridgedError, InputError, expect
 from abridged.progress import Task, bar
 from abridged.training import checkpoint as files
 from abridged.training.history import Callback, EarlyStop, History, Moment, TrainingError
@@ -31,6 +31,7 @@ from abridged.training.options import (
     Options,
     adamw,
     cosine,
+    look,
 )
 from abridged.training.processes import Processes, join
 from abridged.training.surroundings import borrowed, loader_generators, own_randomness, seed_all, target_device
@@ -84,7 +85,9 @@ def fit(
     >>> history.epochs, sorted(history.curves)
     (2, ['density', 'loss', 'lr', 'val accuracy'])
     """
+    expect(model, nn.Module, "the model must be an nn.Module")
     options = Options(epochs, batch_size, accumulate, clip, precision, seed, keep_best, early_stop)
+    look(scheduler, masks, callbacks, checkpoint)
     home = target_device(model, device)
     with ExitStack() as stack:
         stack.enter_context(own_randomness(home))
