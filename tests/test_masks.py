@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -176,6 +177,30 @@ def test_optimizer_of_another_model_is_refused():
         masks.hold(OPTIMIZERS["sgd"](model[4].parameters()))
     model[0].requires_grad_(False)
     masks.hold(OPTIMIZERS["sgd"](model[4].parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_what_stays_keeps_every_bit(dtype):
+    model = nn.Linear(3, 1, bias=False).to(dtype)
+    mask = torch.tensor([[True, True, False]])
+    masks = Masks.rebuild(model, {"weight": mask})
+    model.weight.data.copy_(torch.tensor([[-0.0, math.nan, -math.inf]]))
+    masks.apply()
+    assert torch.signbit(model.weight[0, 0])
+    assert model.weight[0, 1].isnan()
+    assert (model.weight[0, 2] == 0) and not torch.signbit(model.weight[0, 2])
+
+
+def test_a_mask_that_is_written_to_is_obeyed_from_then_on():
+    model = nn.Linear(2, 1, bias=False)
+    masks = prune(model, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    masks.hold(optimizer)
+    for kept in ([[True, True]], [[False, True]], [[False, False]]):
+        masks["weight"].copy_(torch.tensor(kept))
+        model.weight.data.fill_(1.0)
+        optimizer.step()
+        assert (model.weight != 0).tolist() == kept
 
 
 def test_infinite_values_under_a_mask_are_cleared():

@@ -36,6 +36,8 @@ class Batch(NamedTuple):
 
     def rows(self, index: Any) -> Batch:
         """The samples that a slice or an index tensor selects."""
+        if isinstance(index, Tensor):  # whole rows are copied, several times faster than by tensor[index]
+            return Batch(*(each(part, lambda tensor: tensor.index_select(0, index.to(tensor.device))) for part in self))
         return Batch(*(each(part, lambda tensor: tensor[index]) for part in self))
 
 

@@ -45,11 +45,16 @@ def _look(data: Data, name: str) -> Batch:
 
 def _inputs(batch: Batch, name: str) -> None:
     for x in batch.x if isinstance(batch.x, tuple) else (batch.x,):
-        if x.is_floating_point() and not x.isfinite().all():
+        if x.is_floating_point() and not finite(x):
             bad = (
                 int((~x.isfinite()).flatten(1).any(1).nonzero()[0]) if x.ndim > 1 else int((~x.isfinite()).nonzero()[0])
             )
             raise InputError(f"{name}: sample {bad} holds NaN or infinity: clean or drop such samples")
+
+
+def finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity: its smallest and largest value tell, without a copy of it."""
+    return not x.numel() or all(bool(bound.isfinite()) for bound in x.aminmax())
 
 
 def _targets(batch: Batch, name: str, data: Data, width: int | None) -> None:
@@ -75,7 +80,7 @@ def _targets(batch: Batch, name: str, data: Data, width: int | None) -> None:
 def _width(data: Data, model: nn.Module) -> int | None:
     """Try the model on two samples of val; the number of its outputs where it gives class scores."""
     for key, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not finite(tensor):
             raise InputError(f"the model's '{key}' holds NaN or infinity: load other weights")
     batch = next(iter(data.batches("val", 2)), None)
     if batch is None or not batch.size:
