@@ -22,12 +22,13 @@ from abridged.pruning.coupling.groups import Coupling, Group, couple
 from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.masks import Masks
-from abridged.pruning.plan import Plan
+from abridged.pruning.plan import Plan, require_finite
 from abridged.pruning.ranking import count
-from abridged.pruning.shrink import left, settle
+from abridged.pruning.shrink import Constants, left, settle
 from abridged.pruning.surgery import Gone, size_left, staying
 
 Scores = npt.NDArray[np.float64]
+Repair = Callable[[nn.Module, Mapping[str, Tensor]], tuple[str, ...]]  # (model, masks by parameter) → remarks
 
 
 class ChannelMasks(Masks):
@@ -64,8 +65,11 @@ def prune_channels(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    repair: Repair | None = None,
 ) -> ChannelMasks:
-    """Zero the least important channels (or attention heads alone) of every coupled group; see `prune`."""
+    """Zero the least important channels (or attention heads alone) of every coupled group; see `prune`.
+
+    `repair` is given the model, still whole, and masks of all that makes or reads the channels that go."""
     _check(goal, allocation, round_to, example)
     coupling = couple(capture(model, example), exact=exact)
     chosen = [g for g in coupling.groups if (g.heads or not heads) and _named(coupling, g, include, exclude)]
@@ -80,15 +84,15 @@ def prune_channels(
         masks = _masks(model, coupling, gone)
         before = _zero(model, masks)
         try:
-            settled = settle(model, coupling, example, gone)
+            settled = settle(model, Constants(coupling), example, gone)
         finally:
             _restore(model, before)
         frozen += settled.frozen
         if not settled.frozen:
             break
-    found = ChannelMasks(
-        model, masks, Plan(density=_density(masks), criterion=criterion, seed=seed), left=tuple(left(coupling, frozen))
-    )
+    said = repair(model, _masks(model, coupling, gone, reading=True)) if repair else ()
+    plan = Plan(density=_density(masks), criterion=criterion, seed=seed)
+    found = ChannelMasks(model, masks, plan, left=(*left(coupling, frozen), *said))
     found.channels = (
         f"{int(gone.sum()):,} of {coupling.count:,} channels removed in {len(going)} of {len(chosen)} groups"
         f" ({criterion}, {'heads' if heads else 'channel'}, {allocation})"
@@ -154,10 +158,7 @@ def _scores(
     keys = {axis.constant: coupling.graph.constants[axis.constant].keys[0] for axis in axes}
     weights = weights_of(model, [key for key in dict.fromkeys(keys.values()) if key in named and named[key].ndim > 1])
     for key, weight in weights.items():
-        if not bool(weight.values.isfinite().all()):
-            raise InputError(
-                f"{key} holds NaN or infinity: its channels cannot be ranked; train again from a sound checkpoint"
-            )
+        require_finite(key, weight.values, "channels")
     stats = collector(model, weights, {}, rule.needs, seed)
     total, layers = np.zeros(coupling.count), np.zeros(coupling.count)
     terms: dict[str, Tensor] = {}
@@ -166,8 +167,9 @@ def _scores(
         if key not in weights or (rule.per == "output" and axis.ends):
             continue
         if key not in terms:
-            terms = {key: rule.score(weights[key].canonical, stats[key]).detach().double().cpu()}
-        lines = _lines(rule.combine, terms[key], weights[key], axis.axis, rule.per == "output").numpy()
+            found = rule.score(weights[key].canonical, stats[key]).detach().cpu()
+            terms = {key: found.to(torch.promote_types(found.dtype, torch.float32))}
+        lines = _lines(rule.combine, terms[key], weights[key], axis.axis, rule.per == "output").double().numpy()
         movable = axis.units >= 0
         places = np.bincount(axis.units[movable], minlength=coupling.count)
         sums = np.bincount(axis.units[movable], lines[movable], minlength=coupling.count)
@@ -267,14 +269,14 @@ def _macs(coupling: Coupling, gone: Gone) -> float:
 # ---- zeros -----------------------------------------------------------------------------------------------------------
 
 
-def _masks(model: nn.Module, coupling: Coupling, gone: Gone) -> dict[str, Tensor]:
-    """By parameter: False along every axis that makes (and does not only read) channels that go."""
+def _masks(model: nn.Module, coupling: Coupling, gone: Gone, *, reading: bool = False) -> dict[str, Tensor]:
+    """By parameter: False along every axis that makes (with `reading`, or reads) channels that go."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     masks: dict[str, Tensor] = {}
     for axis in coupling.axes:
         key = coupling.graph.constants[axis.constant].keys[0]
         stays = staying(axis.units, gone)
-        if axis.ends or stays.all() or key not in parameters:
+        if (axis.ends and not reading) or stays.all() or key not in parameters:
             continue
         shape = [-1 if i == axis.axis else 1 for i in range(parameters[key].ndim)]
         line = torch.from_numpy(stays).reshape(shape).expand(parameters[key].shape)

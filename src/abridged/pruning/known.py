@@ -22,6 +22,11 @@ Knowing = Callable[..., Tensor]
 # (node, what is known of each input) → what is known of the output.
 KNOWN: Table[Knowing] = Table("rule of what is known")
 
+_PROBE = 16
+
+# Ops whose rule takes weights in any dtype.
+_MATRICES = frozenset({"linear", "conv", "conv_transpose"})
+
 # Ops that answer NaN with a number, or could.
 _FORGETFUL = frozenset(
     {
@@ -33,14 +38,13 @@ _FORGETFUL = frozenset(
 
 @torch.no_grad()
 def known(graph: Graph, watch: Mapping[str, object]) -> dict[str, Tensor]:
-    """What is known of the values named, in float64: numbers, NaN where the input decides."""
+    """What is known of the values named: numbers, NaN where the input decides. Constants as they are, the rest in float64."""
     values: dict[str, Maybe] = {}
     for name in graph.inputs:
         value = graph.values[name]
         values[name] = torch.full(value.shape, nan, dtype=torch.float64) if value.dtype.is_floating_point else None
     for name, constant in graph.constants.items():
-        tensor = constant.tensor.detach().cpu()
-        values[name] = tensor.double() if tensor.is_floating_point() else tensor
+        values[name] = constant.tensor.detach().cpu()
     last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     found = {name: value for name, value in values.items() if name in watch and value is not None}
     for position, node in enumerate(graph.nodes):
@@ -55,7 +59,9 @@ def known(graph: Graph, watch: Mapping[str, object]) -> dict[str, Tensor]:
 
 def _node(graph: Graph, node: Node, inputs: Sequence[Maybe]) -> Sequence[Maybe]:
     missing = any(name is not None and value is None for name, value in zip(node.inputs, inputs, strict=True))
-    vague = [value for value in inputs if value is not None and value.is_floating_point() and bool(value.isnan().any())]
+    vague = any(value is not None and value.is_floating_point() and bool(value.sum().isnan()) for value in inputs)
+    if node.op not in _MATRICES or not (missing or vague):  # a copy of a large weight is saved where it is read in part
+        inputs = [value.double() if value is not None and value.is_floating_point() else value for value in inputs]
     if not missing and not vague:
         return apply(node, tuple(inputs), torch.float64)
     if node.op in KNOWN and (node.op in ("take", "where") or not missing):
@@ -81,6 +87,14 @@ def _channels(node: Node, x: Maybe, result: Tensor) -> Tensor:
 def _vague(x: Tensor, axis: int) -> Tensor:
     """(n,): where anything along the axis is not known."""
     return x.isnan().any(0) if x.ndim == 1 else x.isnan().movedim(axis, 0).flatten(1).any(1)
+
+
+def _without(weight: Tensor, vague: Tensor) -> Tensor:
+    """(O,): the rows of a matrix (O, I) that are zero in these columns. Most are not, and show it in the first few."""
+    columns = vague.nonzero()[:, 0]
+    rows = ~weight[:, columns[:_PROBE]].any(1)
+    rows[rows.clone()] = ~weight[rows][:, columns].any(1)
+    return rows
 
 
 @KNOWN.entry("mul")
@@ -128,9 +142,10 @@ def linear(node: Node, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """A row is known when all its weights that are not zero meet what is."""
     vague = _vague(x, x.ndim - 1)
     out = torch.full((*x.shape[:-1], len(weight)), nan, dtype=x.dtype)
-    rows = ~((weight != 0) & vague).any(1) & ~weight.isnan().any(1)
+    rows = _without(weight, vague)
     clean = torch.where(vague, torch.zeros((), dtype=x.dtype), x)
-    out[..., rows] = apply(node, (clean, weight[rows], None if bias is None else bias[rows]))[0]
+    parameters = weight[rows].double(), None if bias is None else bias[rows].double()
+    out[..., rows] = apply(node, (clean, *parameters))[0]
     return out
 
 
@@ -139,15 +154,15 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """A filter is known when all its channels that are not zero are."""
     groups = int(node.attrs["groups"])  # type: ignore[arg-type]
     vague = _vague(x, 1).reshape(groups, 1, -1)  # (G, 1, I)
-    used = (weight != 0).flatten(2).any(2).reshape(groups, -1, weight.shape[1])  # (G, O, I)
-    rows = (~(used & vague).any(2)).flatten() & ~weight.isnan().flatten(1).any(1)
+    used = weight.flatten(2).any(2).reshape(groups, -1, weight.shape[1])  # (G, O, I)
+    rows = (~(used & vague).any(2)).flatten()
     shape = apply(node, (x.to("meta"), weight.to("meta"), None))[0].shape
     out = torch.full(shape, nan, dtype=x.dtype)
     clean = x.masked_fill(vague.reshape(1, -1, *[1] * (x.ndim - 2)), 0)
     silent = rows & ~used.any(2).flatten()
-    shift = torch.zeros(len(weight), dtype=x.dtype) if bias is None else bias
+    shift = torch.zeros(len(weight), dtype=x.dtype) if bias is None else bias.double()
     if bool((rows & ~silent).any()):
-        full = apply(node, (clean, weight, bias))[0]
+        full = apply(node, (clean, weight.double(), None if bias is None else bias.double()))[0]
         out[:, rows] = full[:, rows]
     out[:, silent] = shift[silent].reshape(1, -1, *[1] * (x.ndim - 2))
     return out
@@ -159,8 +174,8 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor
     shape = apply(node, (x.to("meta"), weight.to("meta"), None))[0].shape
     out = torch.full(shape, nan, dtype=x.dtype)
     if node.attrs["groups"] == 1:
-        silent = (weight == 0).movedim(1, 0).flatten(1).all(1)
-        shift = torch.zeros(weight.shape[1], dtype=x.dtype) if bias is None else bias
+        silent = ~weight.movedim(1, 0).flatten(1).any(1)
+        shift = torch.zeros(weight.shape[1], dtype=x.dtype) if bias is None else bias.double()
         out[:, silent] = shift[silent].reshape(1, -1, *[1] * (x.ndim - 2))
     return out
 

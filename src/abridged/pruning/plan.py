@@ -112,7 +112,7 @@ class Plan:
         weights = weights_of(module, names)
         layouts = _layouts(self.pattern, weights)
         for name, weight in weights.items():
-            _require_finite(name, weight.values)
+            require_finite(name, weight.values)
         masks = dict(held)
         for share in self._rounds(step):
             layers = self._layers(weights, layouts, masks, collect(module, weights, masks, self.needs, self.seed))
@@ -125,7 +125,7 @@ class Plan:
         Raises `InputError` for a weight with NaN or infinity."""
         weights = weights_of(module, layers)
         for name, weight in weights.items():
-            _require_finite(name, weight.values)
+            require_finite(name, weight.values)
         assert self.regrow
         layouts = _layouts(self.pattern, weights)
         evidence = {name: layer.mapped(weights[name].form.canonical) for name, layer in layers.items()}
@@ -228,9 +228,10 @@ def _at_least(layer: Layer, weight: Tensor, threshold: float) -> Tensor:
     return layer.units >= torch.tensor(threshold, dtype=weight.dtype).to(layer.units)
 
 
-def _require_finite(name: str, weight: Tensor) -> None:
+def require_finite(name: str, weight: Tensor, what: str = "weights") -> None:
+    """Raises `InputError` for NaN and infinity."""
     low, high = weight.aminmax()  # NaN comes through
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(
-            f"{name} holds NaN or infinity: its weights cannot be ranked; train again from a sound checkpoint"
+            f"{name} holds NaN or infinity: its {what} cannot be ranked; train again from a sound checkpoint"
         )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, SupportsIndex
 
-from torch import nn
+from torch import Tensor, nn
 
 from abridged.data import Data
 from abridged.errors import InputError, UnsupportedError
@@ -23,7 +23,7 @@ from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
 from abridged.pruning.select import glob, select
 from abridged.pruning.sensitivity import Sensitivity, sensitivity
-from abridged.pruning.solvers import repair
+from abridged.pruning.solvers import SOLVERS, repair
 
 
 def prune(
@@ -73,6 +73,7 @@ def prune(
     Repair: a `solver` ("mean", "least-squares", "obs", "sparse-gpt") lets the weights that stay make up for those that go,
     layer by layer on `samples` training samples of `data`; `reestimate` does so for the statistics of batch norms. "obs"
     and "sparse-gpt" choose anew within each layer which weights stay, as many as before, when the pattern is unstructured.
+    Under a pattern of channels every layer that makes or reads one that goes is solved for what is left.
     Nothing but weights, the biases there are, and those statistics changes; what happens is done at once.
 
     Structured: the patterns "channel" (with heads) and "heads" follow the channels of the captured network from `example`, and
@@ -105,9 +106,13 @@ def prune(
     given: dict[str, Any]
     if pattern in STRUCTURED:
         given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
-        given |= {"solver": None if solver == "none" else solver, "reestimate": reestimate or None}
         given |= {"of": None if of == "weights" else of}
         refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
+        SOLVERS[solver]
+
+        def mend(whole: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
+            return repair(whole, masks, solver, data, norms=reestimate, samples=samples, seed=seed)[1]
+
         return prune_channels(
             model,
             Goal(sparsity, macs, parameters),
@@ -121,6 +126,7 @@ def prune(
             seed=seed,
             include=(include,) if isinstance(include, str) else include,
             exclude=(exclude,) if isinstance(exclude, str) else exclude,
+            repair=mend if solver != "none" or reestimate else None,
         )
     given = {"macs": macs, "parameters": parameters, "round_to": None if round_to == 1 else round_to}
     refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {**given, "exact": None if exact else exact})

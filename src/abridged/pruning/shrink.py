@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,10 @@ from abridged.pruning.coupling.groups import Coupling, Ending, Group, couple
 from abridged.pruning.coupling.labels import KERNEL
 from abridged.pruning.known import known
 from abridged.pruning.narrowed import narrowed
-from abridged.pruning.surgery import Fold, Gone
-from abridged.pruning.trials import Settled, Trial, answer
+from abridged.pruning.surgery import Fold, Gone, cut
+from abridged.pruning.trials import Settled, Trial
+
+PROBE = 16  # places of a channel that are looked at first
 
 
 def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Callable[[str], None] = print) -> nn.Module:
@@ -49,35 +50,28 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Calla
     if not isinstance(model, nn.Module):
         raise InputError(f"shrink takes an nn.Module, not {type(model).__name__}")
     coupling = couple(capture(model, example), exact=exact)
-    gone = Constants(coupling).gone()
+    constants = Constants(coupling)
+    gone = constants.gone()
     if not gone.any():
         raise InputError(f"nothing to shrink: {_why_nothing(coupling)}")
-    settled = settle(model, coupling, example, gone)
+    settled = settle(model, constants, example, gone)
     if not settled.gone.any():
         raise InputError(f"nothing can be cut: {settled.frozen[0].reason}")
-    for line in report(model, coupling, settled):
+    small = cut(model, coupling, settled.gone, constants.folds(settled.gone))
+    for line in report(model, small, coupling, settled):
         say(line)
-    return settled.module
+    return small
 
 
-def settle(model: nn.Module, coupling: Coupling, example: Example, gone: Gone) -> Settled:
-    """Cut what can go of the units given, by trial; see `trials`."""
+def settle(model: nn.Module, constants: Constants, example: Example, gone: Gone) -> Settled:
+    """What can go of the units given, by trial; see `trials`."""
     inputs = (example,) if isinstance(example, Tensor) else example
-    return Trial(model, coupling, inputs, Constants(coupling).folds, _expected(coupling, inputs)).settle(gone)
 
+    def expected(whole: Sequence[Tensor], gone: Gone) -> Sequence[Tensor]:
+        """What the cut network has to answer: what the whole one does, or (not exact) the whole Graph with narrower norms."""
+        return whole if constants.coupling.exact else narrowed(constants.coupling, flatten(inputs)[0], gone)
 
-def _expected(coupling: Coupling, inputs: tuple[Any, ...]) -> Callable[[nn.Module, Gone], Sequence[Tensor]]:
-    """What the cut network has to answer: what the whole one does, or (not exact) the whole Graph with narrower norms."""
-    right: list[Sequence[Tensor]] = []
-
-    def expected(model: nn.Module, gone: Gone) -> Sequence[Tensor]:
-        if not coupling.exact:
-            return narrowed(coupling, flatten(inputs)[0], gone)
-        if not right:
-            right.append(answer(model, inputs))
-        return right[0]
-
-    return expected
+    return Trial(model, constants.coupling, inputs, constants.folds, expected).settle(gone)
 
 
 class Constants:
@@ -95,7 +89,9 @@ class Constants:
         if value is None or name not in self.coupling.graph.values:
             return torch.full((), torch.nan, dtype=torch.float64)
         rows = value.movedim(axis, 0).flatten(1) if value.ndim > 1 else value[:, None]
-        return torch.where((rows == rows[:, :1]).all(1), rows[:, 0], torch.nan)
+        alike = (rows[:, :PROBE] == rows[:, :1]).all(1)  # most rows differ early
+        alike[alike.clone()] = (rows[alike] == rows[alike, :1]).all(1)
+        return torch.where(alike, rows[:, 0].double(), torch.nan)
 
     def gone(self) -> Gone:
         """The units that are known wherever they end; one of each group stays."""
@@ -157,9 +153,9 @@ class Constants:
 # ---- what happened ---------------------------------------------------------------------------------------------------
 
 
-def report(model: nn.Module, coupling: Coupling, settled: Settled) -> list[str]:
+def report(model: nn.Module, small: nn.Module, coupling: Coupling, settled: Settled) -> list[str]:
     """Lines on what went, and on what stayed and why."""
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, settled.module))
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     groups = [group for group in coupling.groups if settled.gone[group.units].any()]
     lines = [
         f"{int(settled.gone.sum()):,} of {coupling.count:,} channels removed in {len(groups)} of {len(coupling.groups)}"

@@ -202,13 +202,16 @@ class _Repair:
             if bias is not None:
                 shift = (old @ before[..., None] - new.double() @ now[..., None]).flatten()
                 bias.copy_((bias.double() + shift).to(bias.dtype))
+                if (alive := self.masks.get(f"{path}.bias".lstrip("."))) is not None:
+                    bias.masked_fill_(~alive.to(bias.device), 0)
         self.masks[site.name] = site.weight(kept)
 
     def remarks(self, solver: str) -> tuple[str, ...]:
         """Lines on what was done, and what was not."""
         done = [site.name for path, site in self.paths.items() if path in self.route.order]
-        missed = [name for name in self.masks if name not in done]
-        said = [f"repaired by {solver}: {len(done)} of {len(self.masks)} weights"] if self.paths else []
+        weights = [name for name, mask in self.masks.items() if mask.ndim > 1]
+        missed = [name for name in weights if name not in done]
+        said = [f"repaired by {solver}: {len(done)} of {len(weights)} weights"] if self.paths else []
         if self.paths and missed:
             said.append(f"not repaired, since no layer is called with them on its own: {', '.join(missed)}")
         if self.norms:

@@ -29,18 +29,27 @@ class Fold:
     shift: Tensor  # (O,)
 
 
-def cut(model: nn.Module, coupling: Coupling, gone: Gone, folds: tuple[Fold, ...] = ()) -> nn.Module:
-    """A copy without the units that go; what stays is a copy, too."""
+def cut(
+    model: nn.Module,
+    coupling: Coupling,
+    gone: Gone,
+    folds: tuple[Fold, ...] = (),
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A copy without the units that go; what stays is a copy, too. With `dtype`, every floating tensor is of it."""
     tensors = model.state_dict(keep_vars=True)
-    replaced: dict[int, Any] = {}
-    biases = {fold.node.inputs[2]: fold.shift for fold in folds if fold.node.inputs[2] is not None}
+    biases = {str(fold.node.inputs[2]): fold.shift for fold in folds if fold.node.inputs[2] is not None}
     kept = _kept(coupling, gone)
+    replaced: dict[int, Any] = {}
     for name in {*kept, *biases}:
-        keys = coupling.graph.constants[str(name)].keys
-        replaced |= {
-            id(tensors[key]): _part(tensors[keys[0]], kept.get(str(name), {}), biases.get(name)) for key in keys
-        }
+        key, *others = coupling.graph.constants[name].keys
+        part = _part(tensors[key], kept.get(name, {}), biases.get(name), dtype)
+        replaced |= {id(tensors[key]): part for key in (key, *others)}
+    for tensor in tensors.values() if dtype else ():
+        if tensor.is_floating_point() and id(tensor) not in replaced:
+            replaced[id(tensor)] = _part(tensor, {}, None, dtype)
     small: nn.Module = copy.deepcopy(model, dict(replaced))
+    small = small.to(dtype) if dtype else small  # buffers that are not saved
     for fold in folds:
         if fold.node.inputs[2] is None:
             rows = next(iter(kept.get(str(fold.node.inputs[1]), {0: None}).items()))
@@ -65,10 +74,13 @@ def staying(units: Units, gone: Gone) -> npt.NDArray[np.bool_]:
     return stays
 
 
-def _part(tensor: Tensor, kept: Mapping[int, Tensor], shift: Tensor | None) -> Tensor:
-    part = tensor.detach() if shift is None else tensor.detach() + shift.to(tensor)
+def _part(tensor: Tensor, kept: Mapping[int, Tensor], shift: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    part = tensor.detach()
     for axis, positions in kept.items():
         part = part.index_select(axis, positions.to(part.device))
+    part = part.to(dtype or part.dtype)
+    if shift is not None:
+        part = part + (shift[kept[0]] if 0 in kept else shift).to(part)
     part = part.clone() if part.data_ptr() == tensor.data_ptr() else part
     return nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
 

@@ -25,15 +25,14 @@ Kind = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """The cut module, what went, and the groups that the forward did not bear to be cut (their `reason` says why)."""
+    """What may go, and the groups that the forward did not bear to be cut (their `reason` says why)."""
 
-    module: nn.Module
     gone: Gone
     frozen: tuple[Group, ...]
 
 
 class Trial:
-    """Cuts of one model, judged by what its forward answers to the example. `expected` makes the right answers (float64)."""
+    """Cuts of one model, judged by what its forward answers to the example. `expected` makes the right answers of those of the whole model."""
 
     def __init__(
         self,
@@ -41,11 +40,11 @@ class Trial:
         coupling: Coupling,
         example: tuple[Any, ...],
         folds: Callable[[Gone], tuple[Fold, ...]],
-        expected: Callable[[nn.Module, Gone], Sequence[Tensor]],
+        expected: Callable[[Sequence[Tensor], Gone], Sequence[Tensor]],
     ) -> None:
         self.model, self.coupling, self.example = model, coupling, example
-        self.double = _double(model, example)
         self.folds, self.expected = folds, expected
+        self.whole, self.dtype = _whole(model, coupling, example)
         self.kinds = {number: _kind(model, coupling, group) for number, group in enumerate(coupling.groups)}
 
     def settle(self, gone: Gone) -> Settled:
@@ -53,26 +52,25 @@ class Trial:
         frozen: list[Group] = []
         gone = gone.copy()
         while True:
-            small = cut(self.double, self.coupling, gone, self.folds(gone))
-            culprit, why = self._judge(small, gone)
+            culprit, why = self._judge(gone)
             if culprit is None:
-                del small
-                return Settled(cut(self.model, self.coupling, gone, self.folds(gone)), gone, tuple(frozen))
+                return Settled(gone, tuple(frozen))
             guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
             for number in guilty:
                 group = self.coupling.groups[number]
                 frozen.append(Group(group.units, group.axes, group.heads, why))
                 gone[group.units] = False
 
-    def _judge(self, small: nn.Module, gone: Gone) -> tuple[str | None, str]:
-        """(None, "") if the cut module answers right; else the path of the module that raised, or "" if the answer is wrong, and why."""
+    def _judge(self, gone: Gone) -> tuple[str | None, str]:
+        """(None, "") if the module answers right when it is cut; else the path of the module that raised, or "" if the answer is wrong, and why."""
         inside: list[str] = []
+        small = cut(self.model, self.coupling, gone, self.folds(gone), self.dtype).eval()
         try:
             with _following(small, inside):
                 answers = answer(small, self.example)
         except Exception as error:  # whatever the user's forward raises
             return inside[-1] if inside else _ROOT, f"forward does not bear it: {_line(error)}"
-        wanted = self.expected(self.double, gone)
+        wanted = self.expected(self.whole, gone)
         same = len(answers) == len(wanted) and all(map(close, answers, wanted))
         return (None, "") if same else ("", "forward answers otherwise without it: it holds a number that was its size")
 
@@ -102,8 +100,7 @@ class Trial:
             for n in of_kind:
                 units = self.coupling.groups[n].units
                 alone[units] = gone[units]
-            small = cut(self.double, self.coupling, alone, self.folds(alone))
-            if self._judge(small, alone)[0] is not None:
+            if self._judge(alone)[0] is not None:
                 return of_kind
         return active
 
@@ -111,14 +108,15 @@ class Trial:
 _ROOT = "the model itself"
 
 
-def _double(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    """A copy in float64 and evaluation mode; in its own dtype where its forward holds another one."""
-    double = copy.deepcopy(model).double().eval()
+def _whole(
+    model: nn.Module, coupling: Coupling, example: tuple[Any, ...]
+) -> tuple[Sequence[Tensor], torch.dtype | None]:
+    """What the model answers in float64 and evaluation mode; in its own dtype where its forward holds another one."""
+    double = cut(model, coupling, np.zeros(coupling.count, bool), (), torch.float64).eval()
     try:
-        answer(double, example)
+        return answer(double, example), torch.float64
     except Exception:  # whatever the user's forward raises
-        return copy.deepcopy(model).eval()
-    return double
+        return answer(copy.deepcopy(model).eval(), example), None
 
 
 def _inside(path: str, parent: str) -> bool:

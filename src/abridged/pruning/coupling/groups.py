@@ -152,14 +152,15 @@ def _mask(fields: Sequence[Field], size: int) -> npt.NDArray[np.bool_]:
 
 def _groups(axes: Sequence[Units], endings: Sequence[Ending], heads: Units) -> list[Group]:
     """Units by the set of axes in which they have a place. What no sum ever ends is no channel (rows of a table)."""
-    ended = {unit for ending in endings for unit in ending.units.tolist()} - {-1}
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for number, units in enumerate(axes):
-        for unit in ended.intersection(units.tolist()):
-            places[unit].append(number)
+    ended = np.unique(np.concatenate([np.zeros(0, np.int64), *(ending.units for ending in endings)]))
+    present = [np.intersect1d(units, ended[ended >= 0]) for units in axes]
+    numbers = np.repeat(np.arange(len(axes)), [len(units) for units in present])
+    every = np.concatenate([np.zeros(0, np.int64), *present])
+    order = np.argsort(every, kind="stable")
+    units, starts = np.unique(every[order], return_index=True)
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit in sorted(places):
-        alike[tuple(places[unit])].append(unit)
+    for unit, places in zip(units.tolist(), np.split(numbers[order], starts[1:]), strict=bool(len(units))):
+        alike[tuple(places.tolist())].append(unit)
     in_heads = set(heads.tolist())
     return [Group(np.array(units), places, units[0] in in_heads) for places, units in alike.items()]
 
@@ -169,7 +170,7 @@ def _held(flow: Flow, parts: Units, reasons: dict[int, str]) -> list[Group]:
     found = []
     for number, axis in enumerate(flow.axes):
         kinds = parts[axis.labels]
-        why = [reasons[int(kind)] for kind in kinds if int(kind) in reasons]
-        if why:
-            found.append(Group(np.flatnonzero([int(kind) in reasons for kind in kinds]), (number,), False, why[0]))
+        places = np.flatnonzero(np.isin(kinds, list(reasons)))
+        if len(places):
+            found.append(Group(places, (number,), False, reasons[int(kinds[places[0]])]))
     return found
