@@ -1,103 +1,195 @@
-"""Low-rank factorization without fine-tuning: CIFAR-10 test accuracy of the pretrained ResNet-56, by method and what is left.
+"""Low-rank factorization of trained networks: error and accuracy by method and by what is left of the MACs.
 
-    python ../shared/data/unpack.py data cifar10 weights
-    python benchmarks/factorization.py --data data --out factorization.json [--images 2000] [--latency]
+    python ../shared/data/unpack.py data cifar10 imagenet300 weights
+    python benchmarks/factorization.py resnet56 --data data [--images 2000] [--out factorization.json]
+    python benchmarks/factorization.py squeezenet --data data
+    python benchmarks/factorization.py resnet56 --latency        milliseconds of one cell on native and onnxruntime
+    python benchmarks/factorization.py resnet56 --table          what is measured so far, nothing else
 
-Every cell is written to OUT as soon as it is measured, and a cell that is there is not measured again. The last lines are
-the tables in Markdown; cells not yet run are marked.
+Every cell is written to OUT as soon as it is measured, and a cell that is there is not measured again. "fitted": last
+kernels fitted by least squares to 512 training images (SqueezeNet: 100 of the 300 images, the other 200 are for
+evaluation). "distilled": 80 updates of 64 images after that. The error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from networks import cifar, resnet
-from torch import nn
+from networks import cifar, resnet, squeezenet, thirds
+from torch import Tensor, nn
 
 import abridged as ab
+from abridged.graph.cost import cost
 from abridged.timing import time_interleaved
 
-RATIOS = (0.8, 0.6, 0.4)  # of the parameters
-METHODS = ("svd", "channel", "spatial", "tucker", "whitened")
-SAMPLES = 512
+RATIOS = (0.75, 0.5, 0.33)  # of the MACs
+METHODS = ("svd", "channel", "spatial", "tucker", "tt", "cp")
+ROWS = (*METHODS, *(f"{name}, fitted" for name in METHODS), "whitened", "whitened or spatial", "whitened, distilled")
+UPDATES, BATCH = 80, 64
+
+Cells = dict[str, dict[str, Any]]
 
 
-def thin_of(model: nn.Module, data: ab.Data, method: str, ratio: float, refine: bool) -> nn.Module:
-    calibration = data if refine or method == "whitened" else None
-    return ab.factorize(model, torch.zeros(1, 3, 32, 32), method, ratio=ratio, data=calibration, samples=SAMPLES)
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A trained network and its data; `partner`: competes with methods that need kernels larger than 1."""
+
+    model: nn.Module
+    data: ab.Data
+    example: Tensor
+    samples: int
+    partner: tuple[str, ...] = ()
 
 
-def rows() -> list[tuple[str, bool]]:
-    return [(method, refine) for method in METHODS for refine in (False, True) if refine or method != "whitened"]
+def resnet56(options: argparse.Namespace) -> Case:
+    data = cifar(options.data / "cifar10")
+    inputs, labels = data.test
+    data = dataclasses.replace(data, test=(inputs[: options.images], labels[: options.images]))
+    return Case(resnet(56, options.data / "weights"), data, torch.zeros(1, 3, 32, 32), 512)
 
 
-def name_of(method: str, refine: bool) -> str:
-    return f"{method}, least squares" if refine and method != "whitened" else method
+def squeeze(options: argparse.Namespace) -> Case:
+    """Half of SqueezeNet's layers are 1 × 1: where a method has nothing to say about these, svd competes with it."""
+    model, data = squeezenet(options.data / "weights"), thirds(options.data / "imagenet300")
+    return Case(model, data, torch.zeros(1, 3, 224, 224), 100, ("svd",))
 
 
-def table(cells: dict[str, dict[str, Any]], key: str, form: str) -> str:
-    lines = ["| method | " + " | ".join(f"{ratio:.0%} of the parameters" for ratio in RATIOS) + " |", "|---" * 4 + "|"]
-    for method, refine in rows():
-        found = [cells.get(f"{name_of(method, refine)} {ratio}", {}).get(key) for ratio in RATIOS]
-        cells_ = (form.format(value) if value is not None else "not run" for value in found)
-        lines.append(f"| {name_of(method, refine)} | " + " | ".join(cells_) + " |")
-    return "\n".join(lines)
+CASES: dict[str, Callable[[argparse.Namespace], Case]] = {"resnet56": resnet56, "squeezenet": squeeze}
 
 
-def latency(model: nn.Module, thin: nn.Module) -> dict[str, list[float]]:
-    """Milliseconds of the dense and of the thin network on both targets, one thread, batch 1, interleaved."""
-    x = torch.randn(1, 3, 32, 32)
+def thin_of(case: Case, row: str, ratio: float) -> nn.Module:
+    """The network of a row. Raises `InputError` where a ratio cannot be reached."""
+    names, _, how = row.partition(", ")
+    methods = tuple(names.split(" or "))
+    if not {"svd", "whitened"} & set(methods):
+        methods += case.partner
+    seen = case.data if how or "whitened" in methods else None
+    thin = ab.factorize(case.model, case.example, methods, ratio=ratio, of="macs", data=seen, samples=case.samples)
+    if how == "distilled":
+        inputs, labels = (part[: UPDATES * BATCH] for part in case.data.train)
+        few = dataclasses.replace(case.data, train=(inputs, labels))
+        ab.distill(thin, copy.deepcopy(case.model), few, epochs=1, lr=3e-4, batch_size=BATCH)
+    return thin.eval()
+
+
+@torch.no_grad()
+def judged(case: Case, thin: nn.Module, dense: Tensor) -> dict[str, Any]:
+    """What a cell holds: accuracy, error of the logits, share of the parameters that is left."""
+    logits = dense if thin is case.model else logits_of(case, thin)
+    labels = torch.cat([y for _, y, *_ in case.data.batches("test", 200)])
+    return {
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "error": float((logits - dense).square().sum() / dense.square().sum()),
+        "parameters": size(thin) / size(case.model),
+    }
+
+
+@torch.no_grad()
+def logits_of(case: Case, model: nn.Module) -> Tensor:
+    return torch.cat([model(x) for x, *_ in case.data.batches("test", 200)])
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    graph = ab.capture(model, example)
+    return sum(cost(node, graph, {}).macs for node in graph)
+
+
+def latency(case: Case, row: str, ratio: float) -> dict[str, Any]:
+    """Milliseconds of the dense network and of a row's on both targets, one thread, batch 1, interleaved."""
+    thin = thin_of(case, row, ratio)
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {
-            (target, kind): ab.deploy(net, x, target=target, out=Path(folder) / f"{target}-{kind}", threads=1)
+            (target, kind): ab.deploy(
+                net, case.example, target=target, out=Path(folder) / f"{target}-{kind}", threads=1
+            )
             for target in ("onnxruntime", "native")
-            for kind, net in (("dense", model), ("thin", thin))
+            for kind, net in (("dense", case.model), ("thin", thin))
         }
-        calls = {" ".join(key): partial(artifact, x) for key, artifact in artifacts.items()}
+        calls = {" ".join(key): partial(artifact, case.example) for key, artifact in artifacts.items()}
         times = time_interleaved(calls, seconds=2.0, repeat=5, pause=0.02)
         for artifact in artifacts.values():
             artifact.close()
-    return {t: [times[f"{t} dense"].median, times[f"{t} thin"].median] for t in ("onnxruntime", "native")}
+    promised = macs(case.model, case.example) / macs(thin, case.example)
+    found: dict[str, Any] = {"promised": promised}
+    for target in ("onnxruntime", "native"):
+        dense, after = (times[f"{target} {kind}"].median for kind in ("dense", "thin"))
+        found[target] = {"dense": dense, "thin": after, "realised": dense / after / promised}
+    return found
+
+
+def table(cells: Cells) -> Iterator[str]:
+    yield "| method | " + " | ".join(f"{ratio:.0%} of the MACs" for ratio in RATIOS) + " |"
+    yield "|---" * (1 + len(RATIOS)) + "|"
+    for row in ROWS:
+        yield f"| {row} | " + " | ".join(told(cells.get(f"{row} {ratio}")) for ratio in RATIOS) + " |"
+
+
+def told(cell: dict[str, Any] | None) -> str:
+    if cell is None or not {"accuracy", "refused"} & set(cell):
+        return "not run"
+    return cell.get("refused") or f"{cell['accuracy']:.2%} ({cell['error']:.3f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="holds cifar10/ and weights/")
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="holds cifar10/, imagenet300/ and weights/")
     parser.add_argument("--out", type=Path, default=Path("factorization.json"))
-    parser.add_argument("--images", type=int, default=10_000, help="of the test set, the first ones")
-    parser.add_argument("--latency", action="store_true", help="also milliseconds, on onnxruntime and native")
+    parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10's test set, the first ones")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="these alone")
+    parser.add_argument("--latency", nargs=2, metavar=("ROW", "RATIO"), help="milliseconds of one cell, nothing else")
+    parser.add_argument("--table", action="store_true", help="print what was measured, nothing else")
     options = parser.parse_args()
-    data = cifar(options.data / "cifar10")
-    inputs, labels = data.test
-    data = dataclasses.replace(data, test=(inputs[: options.images], labels[: options.images]))
-    cells: dict[str, dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    model = resnet(56, options.data / "weights")
-    for ratio in RATIOS:
-        for method, refine in rows():
-            key = f"{name_of(method, refine)} {ratio}"
-            cell = cells.setdefault(key, {})
-            if "accuracy" in cell and ("native" in cell or not options.latency):
-                continue
-            thin = thin_of(model, data, method, ratio, refine).eval()
-            if "accuracy" not in cell:
-                cell["accuracy"] = ab.evaluate(thin, data, "test").value
-            if options.latency:
-                cell |= {target: dense / factors for target, (dense, factors) in latency(model, thin).items()}
-            options.out.write_text(json.dumps(cells, indent=1))
-            print(f"{key}: {cell}", flush=True)
-    dense = cells.setdefault("dense", {"accuracy": ab.evaluate(model, data, "test").value})["accuracy"]
-    options.out.write_text(json.dumps(cells, indent=1))
-    print(f"\nResNet-56, dense {dense:.2%} on the first {options.images:,} test images; torch {torch.__version__}\n")
-    print(table(cells, "accuracy", "{:.2%}"))
-    for target in ("onnxruntime", "native") if options.latency else ():
-        print(f"\nTimes as fast on {target}, one thread, batch 1\n\n" + table(cells, target, "{:.2f} ×"))
+    torch.set_num_threads(1)
+    every: dict[str, Cells] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    cells = every.setdefault(options.network, {})
+    if not options.table:
+        case = CASES[options.network](options)
+        jobs = fill(case, cells, options) if options.latency is None else timed(case, cells, options.latency)
+        for line in jobs:
+            options.out.write_text(json.dumps(every, indent=1))
+            print(line, flush=True)
+    print(f"\n{options.network}: dense {told(cells.get('dense'))}; torch {torch.__version__}\n")
+    print("\n".join(table(cells)))
+
+
+def fill(case: Case, cells: Cells, options: argparse.Namespace) -> Iterator[str]:
+    """Measure what is missing; a line for each cell."""
+    dense = logits_of(case, case.model)
+    if "dense" not in cells:
+        cells["dense"] = judged(case, case.model, dense) | {"images": len(dense)}
+        yield f"dense: {cells['dense']}"
+    for ratio, row in product(RATIOS, options.rows):
+        key = f"{row} {ratio}"
+        if "accuracy" in cells.get(key, {}) or "refused" in cells.get(key, {}):
+            continue
+        try:
+            cells[key] = cells.get(key, {}) | judged(case, thin_of(case, row, ratio), dense)
+        except ab.InputError as error:
+            if "cannot be reached" not in str(error):
+                raise
+            cells[key] = {"refused": "out of reach"}
+        yield f"{key}: {cells[key]}"
+
+
+def timed(case: Case, cells: Cells, what: tuple[str, str]) -> Iterator[str]:
+    key = f"{what[0]} {what[1]}"
+    cells.setdefault(key, {})["latency"] = latency(case, what[0], float(what[1]))
+    yield f"{key}: {cells[key]['latency']}"
 
 
 if __name__ == "__main__":

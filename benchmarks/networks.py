@@ -1,4 +1,4 @@
-"""Networks and data that benchmarks share: the CIFAR-10 ResNets, from files beside the checkout."""
+"""Networks and data that benchmarks share: the CIFAR-10 ResNets and SqueezeNet 1.1, from files beside the checkout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import abridged as ab
 from abridged.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from abridged.data.folder import read_image
 from abridged.data.sets import cifar10
+from abridged.sources import import_torchvision
 
 
 class Block(nn.Module):
@@ -61,3 +63,33 @@ def resnet(depth: int, weights: Path) -> ResNet:
 def cifar(directory: Path) -> ab.Data:
     """CIFAR-10 normalized as the networks expect it: 45,000 images to calibrate on, 10,000 to report on."""
     return dataclasses.replace(cifar10(directory), transform=Normalize(IMAGENET_MEAN, IMAGENET_STD))
+
+
+def squeezenet(weights: Path) -> nn.Module:
+    """SqueezeNet 1.1 trained on ImageNet, in eval mode; its input is what `caffe` gives."""
+    model: nn.Module = import_torchvision().squeezenet1_1(weights=None)
+    given = load_file(weights / "squeezenet1_1_imagenet.safetensors")
+    places = {"conv1": "features.0", "conv10": "classifier.1"}
+    places |= {f"fire{at}": f"features.{place}" for at, place in enumerate((3, 4, 6, 7, 9, 10, 11, 12), start=2)}
+    for name, tensor in given.items():
+        layer, _, rest = name.partition(".")
+        key = f"{places[layer]}.{rest.replace('squeeze1x1', 'squeeze')}"
+        model.get_parameter(key).data.copy_(tensor)
+    return model.eval()
+
+
+def caffe(images: Tensor) -> Tensor:
+    """uint8 RGB (N, 3, H, W) → BGR minus (104, 117, 123)."""
+    return images.flip(1).float() - torch.tensor([104.0, 117.0, 123.0])[:, None, None]
+
+
+def thirds(directory: Path) -> ab.Data:
+    """300 photographs of 300 classes: every third to calibrate on, the other 200 to report on."""
+    files = sorted(directory.glob("*/*.jpg"))
+    images, labels = (
+        torch.stack([read_image(file) for file in files]),
+        torch.tensor([int(f.parent.name) for f in files]),
+    )
+    seen = torch.arange(len(files)) % 3 == 0
+    known, held = ((images[part], labels[part]) for part in (seen, ~seen))
+    return ab.Data(known, known, held, transform=caffe, name="imagenet300")

@@ -159,10 +159,14 @@ def test_what_cannot_be_taken_apart_is_left_with_the_reason():
         "own": Own(8, 8), "up": nn.ConvTranspose1d(8, 8, 3), "tied": tied, "embedding": nn.Embedding(30, 8),
         "normed": nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "hooked": nn.Linear(8, 8), "free": nn.Linear(64, 64),
     }  # fmt: skip
-    model = nn.ModuleDict(parts)
+
+    class Model(nn.ModuleDict):
+        def forward(self, x):
+            return self["free"](x)
+
+    model = Model(parts | {"idle": nn.Linear(8, 8)})
     model["embedding"].weight = tied.weight
     model["hooked"].register_forward_hook(lambda *_: None)
-    model.forward = lambda x: parts["free"](x)
     thin = factorize(model, torch.zeros(1, 64), rank=2)
     left = report(thin).left
     assert left["own"] == "is a Own, a Linear that may compute something else"
@@ -170,6 +174,7 @@ def test_what_cannot_be_taken_apart_is_left_with_the_reason():
     assert left["tied"] == left["embedding"] == "shares its weight with another layer"
     assert left["normed"] == "computes its weight (a parametrization)"
     assert left["hooked"] == "has hooks, which would be lost"
+    assert left["idle"] == "is never called on the example: whoever uses its weight reads it itself"
 
 
 def test_a_layer_used_twice_stays_one_layer():
@@ -257,7 +262,7 @@ def test_factors_can_be_pruned(net):
         ({"rank": 2, "method": "sdv"}, "unknown factorization method 'sdv'; did you mean 'svd'"),
         ({"rank": 2, "method": ()}, "method is empty"),
         ({"rank": 2, "method": ("svd", "cp")}, "with rank give one method"),
-        ({"ratio": 0.5, "method": ("svd", "whitened")}, "cannot compete"),
+        ({"ratio": 0.5, "method": ("svd", "whitened")}, "give calibration data="),
         ({"rank": 2, "include": "conv9"}, "'conv9' matches no module with parameters; did you mean 'conv"),
         ({"rank": 2, "exclude": ["*"]}, "nothing to factorize: conv1, conv2, deep, point and 1 more left by include"),
         ({"rank": 16, "include": "fc"}, "nothing was factorized: fc stays dense"),

@@ -69,16 +69,3 @@ def test_whitened_without_data_is_an_error() -> None:
 def test_nan_in_the_data_is_an_error() -> None:
     with pytest.raises(InputError, match="NaN"):
         ab.factorize(network(), images(1), "svd", rank=4, data=images(8) * torch.nan)
-
-
-def test_recurrent_layers_are_named() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 12)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x)[0])
-
-    thin = ab.factorize(Net(), torch.randn(1, 5, 8), rank=3)
-    assert "recurrent weights are not factorized yet" in str(report(thin))

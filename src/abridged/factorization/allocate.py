@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,6 +37,16 @@ def hull(options: Sequence[Option]) -> list[Option]:
             kept.pop()
         kept.append(option)
     return kept
+
+
+def worthwhile(options: Sequence[Option], most: int) -> list[Ranks]:
+    """At most `most` ranks of the convex hull, evenly along it: where to look at each one would take too long.
+
+    >>> worthwhile([Option(cost, 1 / cost, (cost,)) for cost in range(1, 100)], 4)
+    [(99,), (74,), (49,), (24,)]
+    """
+    best = [option.ranks for option in hull(options) if option.ranks is not None]
+    return best[:: max(1, math.ceil(len(best) / most))]
 
 
 def allocate(layers: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option] | None:

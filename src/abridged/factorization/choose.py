@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from abridged.errors import InputError, UnsupportedError
-from abridged.factorization.allocate import Option, allocate, hull
+from abridged.factorization.allocate import Option, allocate, worthwhile
 from abridged.factorization.amount import Amount, Rank
 from abridged.factorization.decomposition import Ranks
 from abridged.factorization.factoring import Factoring
@@ -178,7 +178,8 @@ def _offers(factorings: Sequence[Factoring], of: str, clock: Clock | None) -> li
     for at, factoring in enumerate(factorings):
         candidates = factoring.candidates()
         if of == "seconds":
-            candidates = _worth_timing(factoring, candidates)
+            sized = [Option(factoring.parameters(ranks), factoring.error(ranks), ranks) for ranks in candidates]
+            candidates = worthwhile(sized, POINTS)
         offers += [
             _Offer(_cost(factoring, ranks, of, clock), factoring.error(ranks), ranks, at) for ranks in candidates
         ]
@@ -195,14 +196,6 @@ def _cost(factoring: Factoring, ranks: Ranks, of: str, clock: Clock | None) -> f
     if of == "parameters":
         return factoring.parameters(ranks)
     return factoring.macs(ranks) if of == "macs" or clock is None else clock.factors(factoring, ranks)
-
-
-def _worth_timing(factoring: Factoring, candidates: Sequence[Ranks]) -> list[Ranks]:
-    """A few candidates of the convex hull by parameters: to time them all would take too long."""
-    options = [Option(factoring.parameters(ranks), factoring.error(ranks), ranks) for ranks in candidates]
-    best = [option.ranks for option in hull(options) if option.ranks is not None]
-    step = max(1, math.ceil(len(best) / POINTS))
-    return best[::step]
 
 
 def dense_parameters(model: nn.Module) -> int:

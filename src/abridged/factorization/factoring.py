@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from abridged.errors import UnsupportedError
+from abridged.factorization.allocate import Option, worthwhile
 from abridged.factorization.chain import KINDS, stored
-from abridged.factorization.decomposition import METHODS, Decomposition, Kernels, Ranks, compose, size
+from abridged.factorization.decomposition import AWARE, METHODS, Decomposition, Kernels, Ranks, compose, size
 from abridged.factorization.evbmf import evbmf
 from abridged.factorization.layers import Layer
 from abridged.factorization.refine import refined
 
+FITTED = 32  # ranks per layer and method whose errors of the outputs are computed, chosen by their errors of the weight
+
 
 @dataclass(frozen=True, eq=False)
 class Factoring:
-    """A layer, a method, and the decomposition of each group of channels. `gram`: (groups, I·k, I·k) where known."""
+    """A layer, a method, and the decomposition of each group of channels. `gram`: (groups, I·k, I·k) where known.
+
+    Where it is, errors are relative to the outputs, ‖(W − W̃) X‖² / ‖W X‖²; else to the weight, ‖W − W̃‖² / ‖W‖²."""
 
     layer: Layer
     method: str
     weight: Tensor  # (groups, O, I, *k), float64
     parts: tuple[Decomposition, ...]
     gram: Tensor | None = None
+    _fitted: dict[Ranks, float] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,13 +44,16 @@ class Factoring:
 
     @cached_property
     def total(self) -> float:
-        """What errors are relative to: the squared norm of the weight, of the outputs for an activation-aware method."""
-        weighted = self.gram is not None and self.method == "whitened"
-        return float(squared(self.weight, self.gram if weighted else None)) or 1.0
+        """What errors are relative to: the squared norm of the outputs, or of the weight."""
+        return float(squared(self.weight, self.gram)) or 1.0
 
     def error(self, ranks: Ranks) -> float:
-        """The relative squared error, or its bound, before the factors are made."""
-        return sum(part.error(ranks) for part in self.parts) / self.total
+        """The relative squared error, or its bound; of the fitted factors where the inputs are known."""
+        if self.gram is None or self.method in AWARE:
+            return sum(part.error(ranks) for part in self.parts) / self.total
+        if ranks not in self._fitted:
+            self._fitted[ranks] = self.achieved(self.kernels(ranks))
+        return self._fitted[ranks]
 
     def parameters(self, ranks: Ranks) -> int:
         return len(self.parts) * size(self.parts[0].shapes(ranks))
@@ -64,7 +73,11 @@ class Factoring:
         points = max(2, int(self.parts[0].tries ** (1 / len(self.limits)) + 1e-9))
         most = self._largest_smaller()
         grid = product(*(_spread(limit, points) for limit in most))
-        return [ranks for ranks in grid if self.parameters(ranks) < self.layer.parameters]
+        smaller = [ranks for ranks in grid if self.parameters(ranks) < self.layer.parameters]
+        if self.gram is None or self.method in AWARE:
+            return smaller
+        by_weight = [Option(self.parameters(r), sum(part.error(r) for part in self.parts), r) for r in smaller]
+        return worthwhile(by_weight, FITTED)
 
     def _largest_smaller(self) -> Ranks:
         """For each rank the largest, all others 1, with which the layer is smaller; at least 1."""
@@ -97,9 +110,9 @@ class Factoring:
         return KINDS[type(self.layer.module).__name__].build(self.layer.module, self.names, kernels)
 
     def achieved(self, kernels: Kernels) -> float:
-        """The relative squared error of finished kernels: of the outputs where the inputs are known, else of the weight."""
+        """The relative squared error of finished kernels."""
         whole = torch.stack([compose(group) for group in zip(*kernels, strict=True)])
-        return float(squared(self.weight - whole, self.gram)) / (float(squared(self.weight, self.gram)) or 1.0)
+        return float(squared(self.weight - whole, self.gram)) / self.total
 
 
 def factoring(layer: Layer, method: str, gram: Tensor | None = None) -> Factoring:

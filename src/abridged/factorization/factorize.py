@@ -20,6 +20,7 @@ from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
 from abridged.factorization.layers import Layer, find, put, watch
 from abridged.factorization.methods import METHODS
+from abridged.factorization.opening import closed, opened
 from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock
 from abridged.globs import listed, some
@@ -59,11 +60,13 @@ def factorize(
     `nn.Sequential`s of plain layers with the original's bias on the last, and train like any other.
 
     With calibration `data` (an `ab.Data`, a loader or a tensor; `samples` of it are looked at) the last factor of each
-    layer is fitted by least squares to the outputs for what the layer really sees, and errors are those of the outputs;
-    the method "whitened" needs it.
+    layer is fitted by least squares to the outputs for what the layer really sees, and errors, by which ranks are chosen
+    too, are those of the outputs; the method "whitened" needs it.
 
-    Linear, Embedding and Conv1d-3d are taken apart, grouped ones by group. `include` and `exclude` are globs over layer
-    paths; exclude wins.
+    Linear, Embedding and Conv1d-3d are taken apart, grouped ones by group. So are LSTM, GRU and RNN (also their cells),
+    nn.MultiheadAttention and GPT-2's Conv1D: where a matrix of theirs becomes factors, they become modules with a linear
+    layer per matrix (`rnn.layer0.hidden`, `attention.q_proj`), the same to call. `include` and `exclude` are globs over
+    layer paths; exclude wins.
 
     Raises `InputError`, before anything is made, for an amount or a name that cannot be, a rank above what a layer
     can have, a ratio that cannot be reached, a glob that matches nothing, weights that are not finite, and when nothing
@@ -86,17 +89,19 @@ def factorize(
         raise InputError(f"factorize takes an nn.Module, not {type(model).__name__}")
     amount = Amount(rank, energy, ratio, of, cost)
     methods = _methods(method, amount)
-    thin = copy.deepcopy(model)
-    layers, left = find(thin, listed(include), listed(exclude))
+    thin, before, left = opened(copy.deepcopy(model))
+    layers, unchosen = find(thin, listed(include), listed(exclude))
+    left |= unchosen
     if not layers:
         raise InputError(f"nothing to factorize: {_why(left)}")
     if set(methods) & set(AWARE) and data is None:
         raise InputError("whitened looks at what the layers see: give calibration data=")
-    watch(thin, layers, example)
+    thin = closed(thin, before, [path for layer in layers for path in layer.paths])
+    layers, idle = watch(thin, layers, example)
     parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
     clock = None if cost is None else Clock(cost)
-    chosen, kept = choose(parts, amount, _total(thin, example, amount), clock)
-    left = left | unfit | kept
+    chosen, kept = choose(parts, amount, _total(model, example, amount), clock)
+    left |= idle | unfit | kept
     if not chosen:
         raise InputError(f"nothing was factorized: {_why(left)}")
     lines, structure = [], {}
@@ -107,6 +112,7 @@ def factorize(
             name: list(kernel.shape) for name, kernel in zip(choice.factoring.names, kernels, strict=True)
         }
         thin = put(thin, choice.factoring.layer.paths, choice.factoring.module(kernels))
+    thin = closed(thin, before, chosen)
     _check_runs(thin, example, list(chosen))
     sizes = dense_parameters(model), dense_parameters(thin)
     _REPORTS[thin] = Report(
@@ -126,7 +132,7 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
     """A new model of the form that a report's `structure` tells, for weights that were saved: its own factors are zero.
 
     Raises `InputError` where the model has no such layer."""
-    thin = copy.deepcopy(model)
+    thin, before, _ = opened(copy.deepcopy(model))
     layers = {layer.path: layer for layer in find(thin, ("*",), ())[0]}
     for path, kernels in structure.items():
         if path not in layers:
@@ -136,7 +142,7 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
         thin = put(
             thin, layer.paths, kind.build(layer.module, list(kernels), tuple(map(torch.zeros, kernels.values())))
         )
-    return thin
+    return closed(thin, before, structure)
 
 
 def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
@@ -147,10 +153,6 @@ def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
         raise InputError("method is empty: give the name of a method, or several")
     if len(methods) > 1 and amount.rank is not None:
         raise InputError("several methods compete under ratio or energy; with rank give one method")
-    if len(methods) > 1 and set(methods) & set(AWARE):
-        raise InputError(
-            "whitened measures its error in outputs, other methods in weights: it cannot compete with them"
-        )
     return methods
 
 

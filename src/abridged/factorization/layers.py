@@ -53,14 +53,9 @@ def find(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -
 
     Raises `InputError` for a glob that matches no module, and for weights without values or that are not finite."""
     check((name for name, _ in model.named_parameters()), (*include, *exclude), "module with parameters")
-    paths: dict[nn.Module, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths[module].append(path)
-    owners = _owners(model)
+    owners = owners_of(model)
     found, left = [], {}
-    for module, places in paths.items():
-        if isinstance(module, nn.RNNBase):
-            left[places[0]] = f"is an {module.mode}: recurrent weights are not factorized yet"
+    for module, places in paths_of(model).items():
         if not isinstance(module, tuple(_types())):
             continue
         layer = Layer(tuple(places), module)
@@ -73,8 +68,9 @@ def find(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -
     return found, left
 
 
-def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> None:
-    """Run the example once, in evaluation mode, and note what each layer gets and gives.
+def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[list[Layer], dict[str, str]]:
+    """Run the example once, in evaluation mode, and note what each layer gets and gives: the layers that are called, and
+    the reason to leave those that are not.
 
     Raises `InputError` if the model does not run."""
     handles = [layer.module.register_forward_hook(_note(layer), with_kwargs=True) for layer in layers]
@@ -90,6 +86,11 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> None:
             handle.remove()
         for module, training in modes.items():
             module.training = training
+    idle = {layer.path: "is never called on the example: whoever uses its weight reads it itself" for layer in layers}
+    called = [layer for layer in layers if layer.calls]
+    for layer in called:
+        del idle[layer.path]
+    return called, idle
 
 
 def put(model: nn.Module, paths: Sequence[str], new: nn.Module) -> nn.Module:
@@ -112,7 +113,15 @@ def _chosen(layer: Layer, include: tuple[str, ...], exclude: tuple[str, ...]) ->
     return "" if chosen else "left by include and exclude"
 
 
-def _owners(model: nn.Module) -> dict[int, set[nn.Module]]:
+def paths_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Each module under all its paths."""
+    paths: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module].append(path)
+    return paths
+
+
+def owners_of(model: nn.Module) -> dict[int, set[nn.Module]]:
     """The modules that hold each parameter."""
     owners: dict[int, set[nn.Module]] = defaultdict(set)
     for module in model.modules():

@@ -13,9 +13,9 @@ RIDGE = 1e-6  # of the mean diagonal, so that the last kernel stays as it was in
 def refined(kernels: Kernels, weight: Tensor, gram: Tensor) -> Kernels:
     """The chain with the last kernel B moved to where ‖(W − B A) X‖² is least: B + (W − B A) C Aᵀ (A C Aᵀ)⁻¹, C = XᵀX.
 
-    `weight`: (O, I, *k) in float64; `gram`: (I·k, I·k). A is what the kernels before the last do together. Only a last
-    kernel that is 1 × 1 and mixes all channels is fitted; any other chain comes back as it was, and so does one that was
-    exact: a small ridge holds B where nothing was seen. (Zhang et al. 2016,
+    `weight`: (O, I, *k) in float64; `gram`: (I·k, I·k). A, (R · taps of B, I·k), is what the kernels before the last do,
+    once for each tap of B. Only a last kernel that mixes all channels is fitted; a chain with a grouped one comes back as
+    it was, and so does one that was exact: a small ridge holds B where nothing was seen. (Zhang et al. 2016,
     "Accelerating Very Deep Convolutional Networks", without their rectifier.)
 
     >>> a, b = torch.eye(3).double()[:2], torch.zeros(4, 2).double()
@@ -24,12 +24,15 @@ def refined(kernels: Kernels, weight: Tensor, gram: Tensor) -> Kernels:
     [1.0, 1.0]
     """
     *before, last = kernels
-    if last[0, 0].numel() != 1 or last.shape[1] != before[-1].shape[0]:
+    if last.shape[1] != before[-1].shape[0]:
         return kernels
-    inner = compose(tuple(before)).flatten(1)  # (R, I·k)
-    seen = inner @ gram @ inner.T
+    features = last[0].numel()
+    each = torch.eye(features, dtype=last.dtype, device=last.device).reshape(features, *last.shape[1:])
+    inner = compose((*before, each)).flatten(1)  # (R · taps, I·k)
+    half = gram @ inner.T
+    seen = inner @ half
     ridge = RIDGE * seen.diagonal().mean() + torch.finfo(seen.dtype).tiny
-    wrong = (weight - compose(kernels)).flatten(1) @ gram @ inner.T
+    wrong = (weight - compose(kernels)).flatten(1) @ half
     eye = torch.eye(len(seen), dtype=seen.dtype, device=seen.device)
     step = torch.linalg.solve(seen + ridge * eye, wrong.T).T
     return (*before, last + step.reshape(last.shape))
