@@ -7,8 +7,8 @@
     python benchmarks/factorization.py resnet56 --table          what is measured so far, nothing else
 
 Every cell is written to OUT as soon as it is measured, and a cell that is there is not measured again. "fitted": last
-kernels fitted by least squares to 512 training images (SqueezeNet: 100 of the 300 images, the other 200 are for
-evaluation). "distilled": 80 updates of 64 images after that. The error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
+kernels fitted by least squares to 128 training images (SqueezeNet: 100 of the 300 images, the other 200 are for
+evaluation). "distilled": 40 updates of 64 images after that. The error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from abridged.timing import time_interleaved
 RATIOS = (0.75, 0.5, 0.33)  # of the MACs
 METHODS = ("svd", "channel", "spatial", "tucker", "tt", "cp")
 ROWS = (*METHODS, *(f"{name}, fitted" for name in METHODS), "whitened", "whitened or spatial", "whitened, distilled")
-UPDATES, BATCH = 80, 64
+UPDATES, BATCH = 40, 64
 
 Cells = dict[str, dict[str, Any]]
 
@@ -55,7 +55,7 @@ def resnet56(options: argparse.Namespace) -> Case:
     data = cifar(options.data / "cifar10")
     inputs, labels = data.test
     data = dataclasses.replace(data, test=(inputs[: options.images], labels[: options.images]))
-    return Case(resnet(56, options.data / "weights"), data, torch.zeros(1, 3, 32, 32), 512)
+    return Case(resnet(56, options.data / "weights"), data, torch.zeros(1, 3, 32, 32), 128)
 
 
 def squeeze(options: argparse.Namespace) -> Case:

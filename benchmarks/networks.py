@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import abridged as ab
-from abridged.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from abridged.data.folder import read_image
+from abridged.data.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from abridged.data.sets import cifar10
 from abridged.sources import import_torchvision
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ class Attention(nn.Module):
 
     softmax(q kᵀ / √d + mask) v per head (Vaswani et al. 2017). Inputs and outputs are those of the original."""
 
-    in_proj_weight = in_proj_bias = (
-        None  # by which nn.TransformerEncoderLayer sees that its fused kernel does not apply
-    )
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
+    in_proj_weight = in_proj_bias = None  # so nn.TransformerEncoderLayer sees that its fused kernel does not apply
 
     def __init__(self, original: nn.MultiheadAttention, projections: dict[str, nn.Linear]) -> None:
         super().__init__()
@@ -92,14 +95,17 @@ def attention(original: nn.MultiheadAttention) -> Attention:
     """
     if original.bias_k is not None or original.add_zero_attn:
         raise UnsupportedError("is a MultiheadAttention with bias_kv or add_zero_attn, which no method takes apart")
-    names, packed = ("q_proj", "k_proj", "v_proj"), (original.in_proj_weight, original.in_proj_bias)
-    weights, biases = ([None] * 3 if whole is None else _thirds(whole) for whole in packed)
-    if packed[0] is None:
+    names = "q_proj", "k_proj", "v_proj"
+    weights, biases = (_thirds(getattr(original, name)) for name in ("in_proj_weight", "in_proj_bias"))
+    if not original._qkv_same_embed_dim:
         weights = [getattr(original, f"{name}_weight") for name in names]
     projections = {name: linear(*pair) for name, *pair in zip(names, weights, biases, strict=True)}
-    return Attention(original, projections | {"out_proj": linear(original.out_proj.weight, original.out_proj.bias)})
+    out: Any = original.out_proj
+    return Attention(original, projections | {"out_proj": linear(out.weight, out.bias)})
 
 
-def _thirds(whole: nn.Parameter) -> list[nn.Parameter]:
+def _thirds(whole: nn.Parameter | None) -> list[Any]:
     """The three parts of a packed parameter, as parameters of their own."""
+    if whole is None:
+        return [None] * 3
     return [nn.Parameter(part.detach().clone(), whole.requires_grad) for part in whole.chunk(3)]

@@ -76,7 +76,9 @@ def _opening(module: nn.Module) -> Callable[[Any], nn.Module] | None:
     kind = type(module)
     place = "torch.nn" if getattr(nn, kind.__name__, None) is kind else kind.__module__
     name = f"{place}.{kind.__name__}"
-    return OPENINGS[name] if name in OPENINGS else None
+    if name not in OPENINGS:
+        return None
+    return OPENINGS[name]
 
 
 def _sealed(module: nn.Module, owners: Mapping[int, Collection[nn.Module]]) -> str:

@@ -137,7 +137,7 @@ def recurrent(rnn: nn.RNNBase) -> Recurrent:
     return Recurrent(rnn, {f"layer{n}{suffix}": _cell(rnn, rnn.mode, f"_l{n}{suffix}") for n, suffix in places})
 
 
-def cell(original: nn.RNNCellBase) -> Cell:
+def cell(original: Any) -> Cell:
     """A `Cell` that computes what nn.LSTMCell, nn.GRUCell or nn.RNNCell does, of its very parameters."""
     mode = type(original).__name__.removesuffix("Cell")
     return _cell(original, f"RNN_{original.nonlinearity.upper()}" if mode == "RNN" else mode, "")
