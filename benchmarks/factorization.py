@@ -20,7 +20,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("factorization.json"))
     parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10's test set, the first ones")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="these alone")
+    parser.add_argument("--cells", type=int, default=1000, help="measure at most so many that are missing")
     parser.add_argument("--latency", nargs=2, metavar=("ROW", "RATIO"), help="milliseconds of one cell, nothing else")
     parser.add_argument("--table", action="store_true", help="print what was measured, nothing else")
     options = parser.parse_args()
@@ -160,7 +161,7 @@ def main() -> None:
     if not options.table:
         case = CASES[options.network](options)
         jobs = fill(case, cells, options) if options.latency is None else timed(case, cells, options.latency)
-        for line in jobs:
+        for line in islice(jobs, options.cells):
             options.out.write_text(json.dumps(every, indent=1))
             print(line, flush=True)
     print(f"\n{options.network}: dense {told(cells.get('dense'))}; torch {torch.__version__}\n")

@@ -1,9 +1,11 @@
 """Factorization methods: the law-suite of their table, and what each is known for."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from torch import nn
 
 from abridged.errors import InputError, UnsupportedError
@@ -16,6 +18,7 @@ from abridged.factorization.factoring import factoring
 from abridged.factorization.factorize import rebuild
 from abridged.factorization.layers import Layer
 from abridged.factorization.methods import METHODS
+from abridged.factorization.tt import tt_svd
 from abridged.factorization.tucker import hooi, hosvd
 
 SHAPES = [(6, 5), (1, 1), (5, 7), (7, 3, 4), (6, 5, 3, 3), (4, 5, 3, 2), (1, 1, 3, 3), (5, 4, 2, 3, 2), (3, 1, 1, 1)]
@@ -151,6 +154,22 @@ def test_hooi_is_never_worse_than_hosvd(outputs, inputs, taps, seed):
     assert kept[1] >= kept[0] * (1 - 1e-12)
 
 
+@given(st.integers(2, 8), st.integers(2, 8), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_bases_and_cores_are_orthonormal(outputs, inputs, height, width, seed):
+    """Tucker's factors of both channel axes, and all cores of a tensor train but the last (Oseledets 2011)."""
+    weight = weight_of((outputs, inputs, height, width), seed)
+    ranks = [min(n, 1 + seed % 4, other * height * width) for n, other in ((outputs, inputs), (inputs, outputs))]
+    bases = hooi(weight.flatten(2), *(b[:, :r] for b, r in zip(hosvd(weight.flatten(2)), ranks, strict=True)))
+    tensor = weight.movedim(0, -1)
+    limits = METHODS["tt"](weight, None).limits if height * width > 1 else ()
+    cores = tt_svd(tensor, tuple(max(1, limit // 2) for limit in limits))[:-1] if limits else []
+    for basis in (*bases, *(core.flatten(0, 1) for core in cores)):
+        gram = basis.T @ basis
+        used = gram.diagonal() > 0.5  # a rank above what is left is filled up with zeros
+        assert torch.allclose(gram, torch.diag(used.double()), atol=1e-9)
+
+
 def test_cp_finds_a_sum_of_outer_products_again():
     factors = [weight_of((n, 3), n) for n in (8, 7, 3, 4)]
     tensor = from_factors(factors)
@@ -162,6 +181,40 @@ def test_cp_finds_a_sum_of_outer_products_again():
 def test_evbmf_recovers_a_planted_rank(rows, columns, rank, noise):
     planted = weight_of((rows, rank), 1) @ weight_of((rank, columns), 2)
     assert evbmf(planted + noise * weight_of((rows, columns), 3)) == rank
+
+
+def reference_evbmf(matrix):
+    """Nakajima et al. 2013 in NumPy and SciPy: theorem 2's threshold at the noise of least free energy, by Brent's method."""
+    rows, columns = sorted(matrix.shape)
+    alpha, s2 = rows / columns, np.linalg.svd(matrix.numpy(), compute_uv=False) ** 2
+    tau_bar = 2.5129 * np.sqrt(alpha)
+    x_bar = (1 + tau_bar) * (1 + alpha / tau_bar)
+
+    def free_energy(log_noise):
+        x = s2 / (columns * np.exp(log_noise))
+        kept, noise = x[x > x_bar], x[x <= x_bar]
+        tau = 0.5 * (kept - (1 + alpha) + np.sqrt((kept - (1 + alpha)) ** 2 - 4 * alpha))
+        rest = np.sum(kept - tau) + np.sum(np.log((tau + 1) / kept)) + alpha * np.sum(np.log(tau / alpha + 1))
+        return np.sum(noise - np.log(noise)) + rest
+
+    most = min(int(np.ceil(rows / (1 + alpha))) - 1, rows - 1)
+    low = max(s2[most] / (columns * x_bar), s2[most:].mean() / columns)
+    high = s2.sum() / (rows * columns)
+    starts = np.linspace(np.log(low), np.log(high), 60)
+    at = int(np.argmin([free_energy(start) for start in starts]))
+    bounds = starts[max(at - 1, 0)], starts[min(at + 1, len(starts) - 1)]
+    noise = np.exp(minimize_scalar(free_energy, bounds=bounds, method="bounded").x)
+    return int((s2 > columns * noise * x_bar).sum())
+
+
+@given(
+    st.integers(4, 30), st.integers(4, 30), st.integers(0, 6), st.sampled_from([0.1, 0.5, 1.0, 2.0]), st.integers(0, 99)
+)
+@settings(deadline=None, max_examples=25)
+def test_evbmf_agrees_with_a_reference(rows, columns, rank, noise, seed):
+    planted = weight_of((rows, rank), seed) @ weight_of((rank, columns), seed + 1)
+    matrix = planted + noise * weight_of((rows, columns), seed + 2)
+    assert evbmf(matrix) == reference_evbmf(matrix)
 
 
 def test_evbmf_of_nothing():
@@ -222,6 +275,34 @@ def test_at_full_rank_outputs_equal_the_layers(name):
             assert ((chain(x) - exact).abs() <= bound + 1e-30).all(), (name, parts.method)
             tested += 1
     assert tested >= (2 if name in ("linear", "linear without bias", "pointwise") else 5)
+
+
+@st.composite
+def convolutions(draw):
+    """A random convolution and an input that it takes, in float64."""
+    axes = draw(st.integers(1, 3))
+    each = st.lists(st.integers(1, 3), min_size=axes, max_size=axes).map(tuple)
+    kernel, stride, dilation = draw(each), draw(each), draw(each)
+    padding = draw(st.lists(st.integers(0, 2), min_size=axes, max_size=axes).map(tuple))
+    groups = draw(st.integers(1, 3))
+    inputs, outputs = (groups * draw(st.integers(1, 4)) for _ in range(2))
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+    layer = kind(inputs, outputs, kernel, stride, padding, dilation, groups, draw(st.booleans())).double()
+    sizes = [d * (k - 1) + draw(st.integers(1, 4)) for k, d in zip(kernel, dilation, strict=True)]
+    return layer, torch.randn(2, inputs, *sizes, dtype=torch.float64)
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=60)
+def test_at_full_rank_any_convolution_is_itself(drawn):
+    layer, x = drawn
+    tested = 0
+    with torch.no_grad():
+        for parts in factorings(layer):
+            found = parts.module(parts.kernels(parts.limits))(x)
+            assert torch.allclose(found, layer(x), rtol=0, atol=1e-9), parts.method
+            tested += 1
+    assert tested >= 2
 
 
 @pytest.mark.parametrize("name", LAYERS)

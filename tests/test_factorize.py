@@ -220,8 +220,9 @@ def test_factors_deploy(net, method, target, tmp_path):
     if target == "openvino":
         pytest.importorskip("openvino")
     thin = factorize(net, X, method, rank=2)
-    with ab.deploy(thin, torch.randn(1, 3, 12, 12), target=target, out=tmp_path / "net", threads=1) as artifact:
-        assert artifact(X).shape == (1, 20)
+    x = torch.randn(1, 3, 12, 12)
+    with ab.deploy(thin, x, target=target, out=tmp_path / "net", threads=1) as artifact:
+        assert torch.allclose(artifact(x), thin(x), atol=1e-5)
 
 
 def test_factors_can_be_pruned(net):
@@ -248,6 +249,7 @@ def test_factors_can_be_pruned(net):
         ({"rank": 500}, "conv1 stays dense: rank 500 is above 16, the largest of svd for (16, 3, 3, 3)"),
         ({"rank": {"conv2": (3, 4)}}, "svd has 1 ranks here, not the 2"),
         ({"rank": {"conv2": (300,)}}, "are above (24,)"),
+        ({"rank": {"convv2": 3}}, "'convv2' matches no layer that can be factorized; did you mean 'conv2'"),
         ({"ratio": 0}, "in (0, 1), not 0"),
         ({"ratio": 1.0}, "in (0, 1), not 1.0"),
         ({"ratio": float("nan")}, "in (0, 1), not nan"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, SupportsIndex
 
 from abridged.errors import InputError, nearest
+from abridged.globs import matches
 from abridged.graph.graph import Graph
 
 Rank = int | str | Sequence[int]
@@ -53,12 +53,16 @@ class Amount:
             return f"ratio {self.ratio:g} of the {self.of}"
         return f"energy {self.energy:g}" if self.energy is not None else f"rank {self.rank}"
 
-    def rank_of(self, paths: Sequence[str]) -> Rank | None:
-        """The rank for a layer: a mapping's first glob that fits; None where none does."""
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """Over layer paths, of ranks by layer."""
+        return tuple(self.rank) if isinstance(self.rank, Mapping) else ()
+
+    def rank_of(self, weights: Sequence[str]) -> Rank | None:
+        """The rank for a layer, by the names of its weight: a mapping's first glob that fits; None where none does."""
         if not isinstance(self.rank, Mapping):
             return self.rank
-        fits = (rank for glob, rank in self.rank.items() if any(fnmatchcase(path, glob) for path in paths))
-        return next(fits, None)
+        return next((rank for glob, rank in self.rank.items() if matches(weights, [glob])), None)
 
 
 def check_rank(rank: Any) -> None:

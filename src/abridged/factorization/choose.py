@@ -78,7 +78,7 @@ def named(ranks: Ranks) -> str:
 def _by_rank(layers: Factorings, amount: Amount) -> tuple[dict[str, Choice], dict[str, str]]:
     chosen, left = {}, {}
     for path, (factoring, *_) in layers.items():
-        rank = amount.rank_of(factoring.layer.paths)
+        rank = amount.rank_of(factoring.layer.weights)
         if rank is None:
             left[path] = "no rank was given for it"
             continue

@@ -41,16 +41,17 @@ def _noise(energies: Tensor, alpha: float, threshold: float) -> float:
         return low
     for _ in range(ROUNDS):
         grid = torch.logspace(math.log10(low), math.log10(high), POINTS, dtype=energies.dtype)
-        best = int(torch.stack([_free_energy(energies / sigma, alpha, threshold) for sigma in grid]).argmin())
+        best = int(_free_energy(energies / grid[:, None], alpha, threshold).argmin())
         low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, POINTS - 1)])
     return math.sqrt(low * high)
 
 
 def _free_energy(x: Tensor, alpha: float, threshold: float) -> Tensor:
-    """Σ x − ln x over the noise, and over the components kept x − τ + ln (τ + 1)/x + α ln(τ/α + 1)."""
-    large, small = x[x > threshold], x[x <= threshold].clamp(min=torch.finfo(x.dtype).tiny)
+    """Σ x − ln x over the noise, and over the components kept x − τ + ln (τ + 1)/x + α ln(τ/α + 1); x (…, n) → (…)."""
+    large, small = x.clamp(min=threshold), x.clamp(min=torch.finfo(x.dtype).tiny, max=threshold)
     off = large - (1 + alpha)
-    root = (off.square() - 4 * alpha).sqrt()
+    root = (off.square() - 4 * alpha).clamp(min=0).sqrt()
     tau = (off + root) / 2
     rest = 1 + alpha + 2 * alpha / (off + root)  # x − τ, without cancellation
-    return (small - small.log()).sum() + (rest + ((tau + 1) / large).log() + alpha * (tau / alpha + 1).log()).sum()
+    kept = rest + ((tau + 1) / large).log() + alpha * (tau / alpha + 1).log()
+    return torch.where(x > threshold, kept, small - small.log()).sum(-1)

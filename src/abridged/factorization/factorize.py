@@ -23,7 +23,7 @@ from abridged.factorization.methods import METHODS
 from abridged.factorization.opening import closed, opened
 from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock
-from abridged.globs import listed, some
+from abridged.globs import check, listed, some
 from abridged.graph.capture import capture
 from abridged.graph.cost import cost as theory_of
 from abridged.graph.cost import known
@@ -94,6 +94,7 @@ def factorize(
     left |= unchosen
     if not layers:
         raise InputError(f"nothing to factorize: {_why(left)}")
+    check((name for layer in layers for name in layer.weights), amount.globs, "layer that can be factorized")
     if set(methods) & set(AWARE) and data is None:
         raise InputError("whitened looks at what the layers see: give calibration data=")
     thin = closed(thin, before, [path for layer in layers for path in layer.paths])
@@ -158,9 +159,7 @@ def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
 
 def _grams(model: nn.Module, layers: Sequence[Layer], data: object, samples: int) -> dict[str, Tensor]:
     """XᵀX of what each layer sees, by path; nothing for embeddings, whose inputs are words."""
-    names = {
-        f"{layer.path}.weight".lstrip("."): layer.path for layer in layers if not isinstance(layer.module, nn.Embedding)
-    }
+    names = {layer.weights[0]: layer.path for layer in layers if not isinstance(layer.module, nn.Embedding)}
     if data is None or not names:
         return {}
     found = collect(model, data, ["gram"], names=names, samples=samples)

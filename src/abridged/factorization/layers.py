@@ -31,8 +31,9 @@ class Layer:
         return self.paths[0]
 
     @property
-    def groups(self) -> int:
-        return getattr(self.module, "groups", 1)
+    def weights(self) -> list[str]:
+        """The names of its weight."""
+        return [f"{path}.weight".lstrip(".") for path in self.paths]
 
     @property
     def parameters(self) -> int:
@@ -108,8 +109,7 @@ def _types() -> list[type[nn.Module]]:
 
 
 def _chosen(layer: Layer, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
-    names = [f"{path}.weight".lstrip(".") for path in layer.paths]
-    chosen = matches(names, include) and not matches(names, exclude)
+    chosen = matches(layer.weights, include) and not matches(layer.weights, exclude)
     return "" if chosen else "left by include and exclude"
 
 
