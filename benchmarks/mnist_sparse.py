@@ -56,8 +56,9 @@ def lenet_300_100() -> nn.Module:
 
 def lenet_5() -> nn.Module:
     """430,500 weights: LeNet-5 as Caffe has it."""
-    convolutions = (nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+    convolutions = (nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.ReLU())
+    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+    return network.to(memory_format=torch.channels_last)  # a CPU trains it a third faster so
 
 
 NETWORKS = {"lenet-300-100": lenet_300_100, "lenet-5": lenet_5}

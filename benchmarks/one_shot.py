@@ -47,7 +47,6 @@ METHODS: dict[str, Method] = {
     "Wanda": by("wanda", "uniform"),
     "least squares, LAMP + BN": by("lamp", "global", solver="least-squares", reestimate=True),
     "OBS, LAMP + BN": by("lamp", "global", solver="obs", reestimate=True),
-    "magnitude, global + BN": by("magnitude", "global", reestimate=True),
 }
 
 

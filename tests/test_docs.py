@@ -25,3 +25,17 @@ def test_the_compilers_page_names_files_that_are_there() -> None:
     assert len(named) >= 8
     package = DOCS.parent / "src" / "abridged"
     assert all((package / name).exists() or (DOCS.parent / name).exists() for name in named)
+
+
+def test_the_page_on_pruning_names_every_entry() -> None:
+    from abridged.pruning.allocation import ALLOCATIONS
+    from abridged.pruning.criteria import CRITERIA
+    from abridged.pruning.regrow import REGROWTHS
+    from abridged.pruning.schedules import SCHEDULES
+    from abridged.pruning.solvers import SOLVERS
+
+    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("pruning.md", "sparse_training.md"))
+    aliases = {"bias"}
+    for table in (CRITERIA, ALLOCATIONS, SCHEDULES, SOLVERS, REGROWTHS):
+        assert len(table) > 2
+        assert [name for name in table if f"`{name}`" not in pages and name not in aliases] == []

@@ -43,7 +43,7 @@ ALLOCATIONS: Table[Allocation] = Table("allocation")
 
 @ALLOCATIONS.entry("uniform")
 def uniform(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
-    """Every layer the same: d_l = d."""
+    """Every layer the same: d_l = d (the baseline of Gale et al. 2019, "The State of Sparsity in Deep Neural Networks")."""
     return dict.fromkeys(layers, density)
 
 

@@ -132,13 +132,13 @@ def l2(weight: Tensor, stats: Stats) -> Tensor:
 
 @CRITERIA.entry("linf", combine=largest)
 def linf(weight: Tensor, stats: Stats) -> Tensor:
-    """Largest absolute value: s = |w|, over a unit max |w|: one strong weight keeps the unit."""
+    """Largest absolute value: s = |w|, over a unit max |w|: one strong weight keeps the unit (the L∞ form of Han et al. 2015)."""
     return weight.abs()
 
 
 @CRITERIA.entry("random")
 def random(weight: Tensor, stats: Stats) -> Tensor:
-    """Uniform noise in [0, 1): the control that every criterion has to beat.
+    """Uniform noise in [0, 1): the control that every criterion has to beat (Su et al. 2020, "Sanity-Checking Pruning Methods").
 
     The same on every device and at every step of a schedule, since it depends on seed, name and shape alone.
     """

@@ -129,7 +129,8 @@ def momentum_share(evidence: Evidence, lost: int) -> float:
 
 @REDISTRIBUTIONS.entry("gradient")
 def gradient_share(evidence: Evidence, lost: int) -> float:
-    """By the mean gradient of the weights that a layer has: as "momentum", without memory."""
+    """By the mean gradient of the weights that a layer has, Σ|g| over kept / their number (after Dettmers & Zettlemoyer
+    2019, without memory)."""
     return _mean(evidence.gradient, evidence.held)
 
 
