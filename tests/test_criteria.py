@@ -9,7 +9,7 @@ from torch import nn
 from abridged.data import Data
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.collect import Collector
-from abridged.pruning.criteria import CRITERIA, NEEDS, Stats, channel_scores
+from abridged.pruning.criteria import CRITERIA, NEEDS, Stats
 from abridged.pruning.layers import Form, weights_of
 from abridged.pruning.prune import prune
 
@@ -109,30 +109,6 @@ def test_lamp_of_zeros_and_tiny_weights_is_finite():
 def test_geometric_median_goes_first():
     filters = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]])
     assert int(CRITERIA["fpgm"](filters.reshape(1, 4, 2, 1), Stats("w")).argmin()) == 0
-
-
-# --- channels -------------------------------------------------------------------------------------------------------
-
-
-def test_channel_scores_sum_over_the_weights_of_a_channel():
-    first, second = torch.randn(1, 4, 3, 9), torch.randn(1, 4, 2, 1)
-    parts = [(first, Stats("a")), (second, Stats("b"))]
-    norms = first.square().sum((0, 2, 3)) + second.square().sum((0, 2, 3))
-    assert torch.allclose(channel_scores("l2", parts), norms.sqrt().double())
-    assert torch.allclose(
-        channel_scores("l1", parts), (first.abs().sum((0, 2, 3)) + second.abs().sum((0, 2, 3))).double()
-    )
-    scales = [(first, Stats("a", scale=torch.tensor([[1.0, -2.0, 3.0, 0.0]]))), (second, Stats("b"))]
-    assert channel_scores("bn-scale", scales).tolist() == [1, 2, 3, 0]
-    with pytest.raises(UnsupportedError, match="criterion 'bn-scale' needs scale"):
-        channel_scores("bn-scale", parts)
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_channel_scores_of_every_criterion(name):
-    scores = channel_scores(name, [(torch.randn(1, 5, 3, 4), stats_for(name, (1, 5, 3, 4)))])
-    assert scores.shape == (5,)
-    assert torch.isfinite(scores).all()
 
 
 # --- what needs data ------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from abridged.ledger import Ledger as Ledger
     from abridged.measurement.measure import Measurement as Measurement
     from abridged.measurement.measure import measure as measure
+    from abridged.pruning.agent import Search as Search
+    from abridged.pruning.agent import search_sparsities as search_sparsities
     from abridged.pruning.masks import Masks as Masks
     from abridged.pruning.prune import prune as prune
     from abridged.pruning.regrow import Regrowth as Regrowth
@@ -53,6 +55,7 @@ _HOME = {
     "Measurement": "measurement.measure",
     "Recipe": "recipe",
     "Regrowth": "pruning.regrow",
+    "Search": "pruning.agent",
     "Ticket": "pruning.rewind",
     "Sensitivity": "pruning.sensitivity",
     "UnsupportedError": "errors",
@@ -70,6 +73,7 @@ _HOME = {
     "prune": "pruning.prune",
     "reestimate": "pruning.solvers",
     "save": "weights",
+    "search_sparsities": "pruning.agent",
     "sensitivity": "pruning.sensitivity",
     "shrink": "pruning.shrink",
 }

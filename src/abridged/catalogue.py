@@ -6,6 +6,8 @@ TABLES = {
     "criteria": ("pruning.criteria", "CRITERIA"),
     "patterns": ("pruning.patterns", "PATTERNS"),
     "allocations": ("pruning.allocation", "ALLOCATIONS"),
+    "agents": ("pruning.agents", "AGENTS"),
+    "rewards": ("pruning.agent", "REWARDS"),
     "schedules": ("pruning.schedules", "SCHEDULES"),
     "factorizations": ("factorization.methods", "METHODS"),
     "losses": ("distillation.losses", "LOSSES"),

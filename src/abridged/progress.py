@@ -1,4 +1,4 @@
-"""Progress bars on stderr for everything that takes over a second; where stderr is no terminal, nothing is printed.
+"""What is said on stderr: a line on what a call did, and bars for all that takes over a second (on a terminal alone).
 
 >>> with bar("train", total=3) as task:
 ...     for loss in (0.3, 0.2, 0.1):
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,8 +18,24 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
+Say = Callable[[str], None]  # takes one line on what was done; `say=None` in the calls that have one is silence
 
 _display: Progress | None = None  # the one live display that nested bars share
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, above a bar if one is shown."""
+    if _display is None:
+        print(line, file=sys.stderr)
+    else:
+        _display.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(lines: Iterable[str], say: Say | None) -> None:
+    """Say each line; None is silence."""
+    if say is not None:
+        for line in lines:
+            say(line)
 
 
 class Task:

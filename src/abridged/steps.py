@@ -119,6 +119,7 @@ def zeroed(model: nn.Module, data: Data, options: Prune, *, seed: int = 0, sampl
         exclude=options.exclude,
         exact=options.exact,
         round_to=options.round_to,
+        say=None,  # the ledger has its summary
     )
 
 
@@ -135,7 +136,7 @@ def narrow(work: Work, options: Shrink, checkpoint: Path) -> Outcome:
 def _narrow_again(work: Work, structure: dict[str, Any]) -> nn.Module:
     # What is zero in the model before says what goes, the same again.
     example = positional(work.data.example_input())
-    return shrink(work.model, example, exact=structure["exact"], say=lambda line: None)
+    return shrink(work.model, example, exact=structure["exact"], say=None)
 
 
 @RUNNERS.entry("factorize")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
+from abridged.globs import check, listed, matches, some
 from abridged.graph.capture import capture
 from abridged.graph.cost import COSTS
+from abridged.graph.graph import Node
 from abridged.pruning.collect import Collector
 from abridged.pruning.coupling.groups import Coupling, Group, couple
 from abridged.pruning.criteria import CRITERIA
@@ -51,6 +53,34 @@ class Goal:
     parameters: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The groups of a model whose channels may go, and how much each channel matters."""
+
+    coupling: Coupling
+    groups: tuple[Group, ...]
+    scores: Scores  # (units,)
+    round_to: int = 1
+    left: tuple[str, ...] = ()  # lines on groups that keep all of their channels
+
+    def gone(self, sparsities: Sequence[float]) -> Gone:
+        """The units that go at a sparsity of each group; the nearest multiple of `round_to` stays, and one at least."""
+        gone = np.zeros(self.coupling.count, bool)
+        for group, sparsity in zip(self.groups, sparsities, strict=True):
+            size = len(group.units)
+            keep = _rounded(count(1 - sparsity, size), size, self.round_to)
+            order = np.argsort(-self.scores[group.units], kind="stable")
+            gone[group.units[order[keep:]]] = True
+        return gone
+
+    def without(self, frozen: Sequence[Group]) -> Channels:
+        """The same but for groups that forward does not bear to be cut. Raises `InputError` when none is left."""
+        groups = tuple(g for g in self.groups if not any(g.units is f.units for f in frozen))
+        if not groups:
+            raise InputError(f"nothing to prune: {'; '.join([*left(self.coupling, frozen), *self.left])}")
+        return replace(self, groups=groups)
+
+
 def prune_channels(
     model: nn.Module,
     goal: Goal,
@@ -58,7 +88,7 @@ def prune_channels(
     example: Any,
     collector: Collector,
     criterion: str = "magnitude",
-    allocation: str = "uniform",
+    allocation: str | Mapping[str, float] = "uniform",
     exact: bool = True,
     heads: bool = False,
     round_to: int = 1,
@@ -69,36 +99,91 @@ def prune_channels(
 ) -> ChannelMasks:
     """Zero the least important channels (or attention heads alone) of every coupled group; see `prune`.
 
-    `repair` is given the model, still whole, and masks of all that makes or reads the channels that go."""
-    _check(goal, allocation, round_to, example)
-    coupling = couple(capture(model, example), exact=exact)
-    chosen = [g for g in coupling.groups if (g.heads or not heads) and _named(coupling, g, include, exclude)]
-    if not chosen:
-        why = "include and exclude leave no group of channels" if coupling.groups else "; ".join(left(coupling, ()))
-        raise InputError(f"nothing to prune: {why or 'the model has no channels that could go'}")
-    scores = _scores(model, coupling, chosen, criterion, collector, seed)
+    An allocation by globs says the sparsity of each group itself, by the first glob that fits a weight that makes its
+    channels; the other groups are left. `repair` is given the model, still whole, and masks of all that makes or reads the
+    channels that go."""
+    _check(goal, allocation)
+    if isinstance(allocation, Mapping):
+        include = tuple(allocation)
+    every = channels(
+        model, example, collector, criterion=criterion, exact=exact, heads=heads, round_to=round_to, seed=seed,
+        include=include, exclude=exclude,
+    )  # fmt: skip
     frozen: list[Group] = []
+    going = every
     while True:
-        going = [g for g in chosen if not any(g.units is f.units for f in frozen)]
-        gone = _choose(coupling, going, scores, goal, allocation, round_to)
-        masks = _masks(model, coupling, gone)
-        before = _zero(model, masks)
-        try:
-            settled = settle(model, Constants(coupling), example, gone)
-        finally:
-            _restore(model, before)
-        frozen += settled.frozen
+        gone = _choose(going, goal, allocation)
+        masks = masks_of(model, going.coupling, gone)
+        with zeroed(model, masks):
+            settled = settle(model, Constants(going.coupling), example, gone)
         if not settled.frozen:
             break
-    said = repair(model, _masks(model, coupling, gone, reading=True)) if repair else ()
+        frozen += settled.frozen
+        going = every.without(frozen)
+    if goal.sparsity and not gone.any():
+        widest = max(len(group.units) for group in going.groups)
+        raise InputError(
+            f"sparsity={goal.sparsity} removes no channel: of the widest group, {widest}, it is less than half of one"
+        )
+    said = repair(model, masks_of(model, every.coupling, gone, reading=True)) if repair else ()
     plan = Plan(density=_density(masks), criterion=criterion, seed=seed)
-    found = ChannelMasks(model, masks, plan, left=(*left(coupling, frozen), *said))
+    found = ChannelMasks(model, masks, plan, left=(*left(every.coupling, frozen), *every.left, *said))
+    how = allocation if isinstance(allocation, str) else "per layer"
     found.channels = (
-        f"{int(gone.sum()):,} of {coupling.count:,} channels removed in {len(going)} of {len(chosen)} groups"
-        f" ({criterion}, {'heads' if heads else 'channel'}, {allocation})"
+        f"{int(gone.sum()):,} of {every.coupling.count:,} channels removed in {len(going.groups)} of"
+        f" {len(every.coupling.groups)} groups ({criterion}, {'heads' if heads else 'channel'}, {how})"
     )
     found.apply()
     return found
+
+
+def channels(
+    model: nn.Module,
+    example: Any,
+    collector: Collector,
+    *,
+    criterion: str,
+    exact: bool,
+    heads: bool,
+    round_to: int,
+    seed: int,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> Channels:
+    """What globs choose of a model's coupled groups, ranked. Raises `InputError` when that is nothing."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to must be a whole number from 1, not {round_to!r}")
+    if example is None:
+        raise InputError("pattern 'channel' follows the network's channels: give example=, an input of it")
+    include, exclude = listed(include), listed(exclude)
+    coupling = couple(capture(model, example), exact=exact)
+    makers = {number: makers_of(coupling, group) for number, group in enumerate(coupling.groups)}
+    names = (key for constant in coupling.graph.constants.values() for key in constant.keys)
+    check(names, (*include, *exclude), "parameter and no module that has one")
+    kind = [n for n, group in enumerate(coupling.groups) if group.heads or not heads]
+    chosen = [n for n in kind if matches(makers[n], include) and not matches(makers[n], exclude)]
+    narrow = [n for n in chosen if len(coupling.groups[n].units) <= round_to > 1]
+    apart = {
+        "left by include and exclude": [n for n in kind if n not in chosen],
+        f"left, since round_to={round_to} keeps all of their channels": narrow,
+    }
+    lines = tuple(f"{why}: {some([makers[n][0] for n in them])}" for why, them in apart.items() if them)
+    groups = tuple(coupling.groups[n] for n in chosen if n not in narrow)
+    if not groups:
+        why = "; ".join([*lines, *left(coupling, ())])
+        none = "attention heads that could go" if heads else "channels that could go"
+        raise InputError(f"nothing to prune: {why or f'the model has no {none}'}")
+    return Channels(coupling, groups, _scores(model, coupling, groups, criterion, collector, seed), round_to, lines)
+
+
+def makers_of(coupling: Coupling, group: Group) -> list[str]:
+    """The names of the weights, biases and scales that make a group's channels, in the order of the graph."""
+    return [
+        key
+        for axis in group.axes
+        if not coupling.axes[axis].ends
+        for key in coupling.graph.constants[coupling.axes[axis].constant].keys
+    ]
 
 
 def refuse(pattern: str, options: Mapping[str, object]) -> None:
@@ -108,8 +193,12 @@ def refuse(pattern: str, options: Mapping[str, object]) -> None:
             raise InputError(f"{name} does not go with pattern {pattern}: leave it out")
 
 
-def _check(goal: Goal, allocation: str, round_to: int, example: Any) -> None:
+def _check(goal: Goal, allocation: str | Mapping[str, float]) -> None:
     given = {name: value for name, value in vars(goal).items() if value is not None}
+    if isinstance(allocation, Mapping):
+        if given:
+            raise InputError(f"allocation says what to prune and how much: leave out {next(iter(given))}")
+        return
     if len(given) != 1:
         raise InputError(f"give exactly one of sparsity, macs and parameters, not {' and '.join(given) or 'none'}")
     ((name, value),) = given.items()
@@ -117,31 +206,6 @@ def _check(goal: Goal, allocation: str, round_to: int, example: Any) -> None:
         raise InputError(f"{name} must be a number in [0, 1], not {value!r}")
     if allocation not in ("uniform", "global"):
         raise UnsupportedError(f"allocation '{allocation}' does not work on channels; use 'uniform' or 'global'")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to must be a whole number from 1, not {round_to!r}")
-    if example is None:
-        raise InputError("pattern 'channel' follows the network's channels: give example=, an input of it")
-
-
-def _named(coupling: Coupling, group: Group, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Whether a glob fits a weight that makes the group's channels, or a module above it."""
-    names = [
-        path
-        for axis in group.axes
-        if not coupling.axes[axis].ends
-        for key in coupling.graph.constants[coupling.axes[axis].constant].keys
-        for path in _paths(key)
-    ]
-
-    def fits(globs: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, glob) for name in names for glob in ([globs] if isinstance(globs, str) else globs))
-
-    return fits(include) and not fits(exclude)
-
-
-def _paths(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 # ---- which -----------------------------------------------------------------------------------------------------------
@@ -186,48 +250,45 @@ def _lines(combine: Callable[[Tensor], Tensor], terms: Tensor, weight: Weight, a
     return combine(weight.form.original(terms, weight.values.shape).movedim(axis, 0).flatten(1))
 
 
-def _choose(
-    coupling: Coupling, groups: Sequence[Group], scores: Scores, goal: Goal, allocation: str, round_to: int
-) -> Gone:
+def _choose(found: Channels, goal: Goal, allocation: str | Mapping[str, float]) -> Gone:
     """The units that go. A goal in MACs or parameters is met from below by bisection over the share of channels."""
-    if not groups:
-        raise InputError("nothing to prune: forward bears no cut; see shrink's reasons")
+    if isinstance(allocation, Mapping):
+        return found.gone([sparsity_of(makers_of(found.coupling, group), allocation) for group in found.groups])
 
     def at(sparsity: float) -> Gone:
-        return _at(coupling, groups, scores, sparsity, allocation, round_to)
+        return found.gone(_spread(found, sparsity, str(allocation)))
 
     if goal.sparsity is not None:
         return at(goal.sparsity)
-    weigh = _macs if goal.macs is not None else _parameters
+    weigh = macs if goal.macs is not None else _parameters
     target = goal.macs if goal.macs is not None else goal.parameters
-    whole = weigh(coupling, np.zeros(coupling.count, bool))
-    least = weigh(coupling, at(1.0)) / whole
+    whole = weigh(found.coupling, np.zeros(found.coupling.count, bool))
+    least = weigh(found.coupling, at(1.0)) / whole
     assert target is not None
     if least > target:
         what = "macs" if goal.macs is not None else "parameters"
-        raise InputError(f"{what}={target}: with one channel left in every group {least:.3f} are left; ask for more")
+        few = "one channel" if found.round_to == 1 else f"{found.round_to} channels"
+        raise InputError(f"{what}={target}: with {few} left in every group {least:.3f} are left; ask for more")
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (low, middle) if weigh(coupling, at(middle)) <= target * whole else (middle, high)
+        low, high = (low, middle) if weigh(found.coupling, at(middle)) <= target * whole else (middle, high)
     return at(high)
 
 
-def _at(
-    coupling: Coupling, groups: Sequence[Group], scores: Scores, sparsity: float, allocation: str, round_to: int
-) -> Gone:
-    gone = np.zeros(coupling.count, bool)
-    if allocation == "global":
-        every = np.concatenate([group.units for group in groups])
-        cut = np.sort(scores[every])[len(every) - count(1 - sparsity, len(every)) :]
-        bound = cut[0] if len(cut) else math.inf
-    for group in groups:
-        size = len(group.units)
-        keep = count(1 - sparsity, size) if allocation == "uniform" else int((scores[group.units] >= bound).sum())
-        keep = _rounded(keep, size, round_to)
-        order = np.argsort(-scores[group.units], kind="stable")
-        gone[group.units[order[keep:]]] = True
-    return gone
+def sparsity_of(names: Sequence[str], allocation: Mapping[str, float]) -> float:
+    """What the first glob that fits says of the group that these weights make."""
+    return next(sparsity for glob, sparsity in allocation.items() if matches(names, (glob,)))
+
+
+def _spread(found: Channels, sparsity: float, allocation: str) -> list[float]:
+    """The sparsity of each group: the same, or what a ranking over all groups leaves of each."""
+    if allocation == "uniform":
+        return [sparsity] * len(found.groups)
+    every = np.concatenate([found.scores[group.units] for group in found.groups])
+    cut = np.sort(every)[len(every) - count(1 - sparsity, len(every)) :]
+    bound = cut[0] if len(cut) else math.inf
+    return [1 - int((found.scores[group.units] >= bound).sum()) / len(group.units) for group in found.groups]
 
 
 def _rounded(keep: int, size: int, multiple: int) -> int:
@@ -256,20 +317,28 @@ def _shares(coupling: Coupling, gone: Gone) -> dict[str, float]:
     return shares
 
 
-def _macs(coupling: Coupling, gone: Gone) -> float:
-    """MACs of the cut network: each node's, in the sizes that are left."""
-    sizes = {name: size_left(coupling, name, gone) for name in coupling.graph.values}
-    return sum(
-        COSTS[node.op](node, tuple(sizes[n] if n else () for n in node.inputs), tuple(sizes[n] for n in node.outputs))
-        for node in coupling.graph
-        if node.op in COSTS
-    )
+def macs(coupling: Coupling, gone: Gone) -> float:
+    """MACs of the cut network."""
+    return float(macs_by_node(coupling, gone).sum())
+
+
+def macs_by_node(coupling: Coupling, gone: Gone) -> Scores:
+    """(nodes that multiply,): MACs of each node of the cut network, in the sizes that are left."""
+    nodes = [node for node in coupling.graph if node.op in COSTS]
+    names = {name for node in nodes for name in (*node.inputs, *node.outputs) if name}
+    sizes = {name: size_left(coupling, name, gone) for name in names}
+
+    def of(node: Node) -> int:
+        inputs = tuple(sizes[name] if name else () for name in node.inputs)
+        return COSTS[node.op](node, inputs, tuple(sizes[name] for name in node.outputs))
+
+    return np.array([of(node) for node in nodes], np.float64)
 
 
 # ---- zeros -----------------------------------------------------------------------------------------------------------
 
 
-def _masks(model: nn.Module, coupling: Coupling, gone: Gone, *, reading: bool = False) -> dict[str, Tensor]:
+def masks_of(model: nn.Module, coupling: Coupling, gone: Gone, *, reading: bool = False) -> dict[str, Tensor]:
     """By parameter: False along every axis that makes (with `reading`, or reads) channels that go."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     masks: dict[str, Tensor] = {}
@@ -284,19 +353,19 @@ def _masks(model: nn.Module, coupling: Coupling, gone: Gone, *, reading: bool = 
     return masks
 
 
-@torch.no_grad()
-def _zero(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write the zeros; the weights as they were."""
+@contextmanager
+def zeroed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """The zeros of masks in place for the block; then the weights are as they were."""
     before = {name: model.get_parameter(name).detach().clone() for name in masks}
-    for name, mask in masks.items():
-        model.get_parameter(name).masked_fill_(~mask, 0)
-    return before
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> None:
-    for name, tensor in before.items():
-        model.get_parameter(name).copy_(tensor)
+    try:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                model.get_parameter(name).masked_fill_(~mask, 0)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in before.items():
+                model.get_parameter(name).copy_(tensor)
 
 
 def _density(masks: Mapping[str, Tensor]) -> float:

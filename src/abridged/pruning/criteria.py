@@ -298,25 +298,6 @@ def activation(weight: Tensor, stats: Stats) -> Tensor:
     return _known(stats.activation).double().clone()
 
 
-def channel_scores(criterion: str, parts: Iterable[tuple[Tensor, Stats]]) -> Tensor:
-    """One score per coupled channel (C,): the sum over the weights that the channel owns.
-
-    Each part is a weight in the form (1, C, I, T), its channels on the second axis (turned round for a consumer), and what
-    is known of it. A criterion of single weights is combined over a channel's weights by its own rule. Criteria of output
-    channels are asked of the parts for which what they need is set. Raises `UnsupportedError` where no part can say anything.
-    """
-    rule = CRITERIA[criterion]
-    able = [(w, s) for w, s in parts if all(getattr(s, need) is not None for need in rule.needs)]
-    if not able:
-        raise UnsupportedError(
-            f"criterion '{criterion}' needs {' and '.join(sorted(rule.needs))}, known of no weight here"
-        )
-    if rule.per == "output":
-        return torch.stack([rule.score(w, s).reshape(-1) for w, s in able]).sum(0)
-    terms = [rule.score(w, s).double().transpose(0, 1).flatten(1) for w, s in able]
-    return rule.combine(torch.cat(terms, 1))
-
-
 def _known(value: Tensor | None) -> Tensor:
     assert value is not None, "the collector sets what a criterion says it needs"
     return value

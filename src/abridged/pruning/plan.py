@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
+from abridged.pruning.agents import AGENTS
 from abridged.pruning.allocation import ALLOCATIONS, Layer, within_macs
 from abridged.pruning.collect import Collector
 from abridged.pruning.criteria import CRITERIA, Criterion, Stats
@@ -42,7 +43,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         CRITERIA[self.criterion], PATTERNS[self.pattern], SCHEDULES[self.schedule]  # an unknown name raises here
-        if self.allocation not in ("per layer", "sensitivity"):  # those two are told by `layers`
+        if self.allocation not in ("per layer", "sensitivity", *AGENTS):  # these are told by `layers`
             ALLOCATIONS[self.allocation]
 
     def check(self) -> None:
@@ -109,25 +110,34 @@ class Plan:
 
         Whatever the criterion says, units that `held` removes already go first, then units that are zero. Raises
         `InputError` for a weight with NaN or infinity, and for weights that the pattern does not fit."""
-        weights = weights_of(module, names)
-        layouts = _layouts(self.pattern, weights)
-        for name, weight in weights.items():
-            require_finite(name, weight.values)
+        weights, layouts = self._fitted(module, names)
         masks = dict(held)
         for share in self._rounds(step):
             layers = self._layers(weights, layouts, masks, collect(module, weights, masks, self.needs, self.seed))
             masks = self._choose(weights, layouts, layers, step, share)
         return masks
 
+    def ranked(
+        self, module: nn.Module, names: Iterable[str], collect: Collector
+    ) -> tuple[dict[str, Layout], dict[str, Layer]]:
+        """The layouts of weights, and the scores of their units as they are now. Raises as `masks` does."""
+        weights, layouts = self._fitted(module, names)
+        return layouts, self._layers(weights, layouts, {}, collect(module, weights, {}, self.needs, self.seed))
+
+    def _fitted(self, module: nn.Module, names: Iterable[str]) -> tuple[dict[str, Weight], dict[str, Layout]]:
+        """Weights that are finite, and how the pattern fits them."""
+        weights = weights_of(module, names)
+        layouts = _layouts(self.pattern, weights)
+        for name, weight in weights.items():
+            require_finite(name, weight.values)
+        return weights, layouts
+
     def exchanged(self, module: nn.Module, layers: Mapping[str, Evidence], step: int) -> dict[str, Tensor]:
         """Which weights stay after an optimizer step of a regrowth: as many as before, in part others.
 
         Raises `InputError` for a weight with NaN or infinity."""
-        weights = weights_of(module, layers)
-        for name, weight in weights.items():
-            require_finite(name, weight.values)
+        weights, layouts = self._fitted(module, layers)
         assert self.regrow
-        layouts = _layouts(self.pattern, weights)
         evidence = {name: layer.mapped(weights[name].form.canonical) for name, layer in layers.items()}
         masks = exchange(self.regrow, layouts, evidence, step / self.steps)
         return {name: weights[name].form.original(mask, weights[name].values.shape) for name, mask in masks.items()}

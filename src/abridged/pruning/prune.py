@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
+from abridged import progress
 from abridged.data import Data
 from abridged.errors import InputError, UnsupportedError
-from abridged.pruning.channels import Goal, prune_channels, refuse
+from abridged.globs import listed
+from abridged.progress import Say, tell
+from abridged.pruning.agent import Search, search_sparsities
+from abridged.pruning.agents import AGENTS
+from abridged.pruning.channels import Goal, Repair, prune_channels, refuse
 from abridged.pruning.collect import Collector
 from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
@@ -25,6 +30,8 @@ from abridged.pruning.select import glob, select
 from abridged.pruning.sensitivity import Sensitivity, sensitivity
 from abridged.pruning.solvers import SOLVERS, repair
 
+Allocation = str | Mapping[str, float] | Sensitivity | None
+
 
 def prune(
     model: nn.Module,
@@ -34,7 +41,7 @@ def prune(
     keep: int | None = None,
     criterion: str = "magnitude",
     pattern: str = "unstructured",
-    allocation: str | Mapping[str, float] | Sensitivity | None = None,
+    allocation: Allocation = None,
     of: str = "weights",
     data: Data | None = None,
     example: Any = None,
@@ -52,6 +59,7 @@ def prune(
     parameters: float | None = None,
     exact: bool = True,
     round_to: int = 1,
+    say: Say | None = progress.say,
 ) -> Masks:
     """Set the least important weights of a model to zero, in place, and return the masks. Never trains.
 
@@ -84,8 +92,10 @@ def prune(
 
     Where: `allocation` divides it among the layers ("global" unless the pattern says how much stays: then "uniform"). A mapping
     of globs to sparsities says it for each layer, the first glob that fits; other layers are left. "sensitivity", or the
-    result of `ab.sensitivity`, keeps most where the measured loss rises most. With `of`="macs" the sparsity is a fraction
-    of the multiply-accumulates.
+    result of `ab.sensitivity`, keeps most where the measured loss rises most. "ddpg", "td3" and "sac" search with that agent
+    (`ab.search_sparsities`, at its defaults). With `of`="macs" the sparsity is a fraction of the multiply-accumulates.
+
+    What was touched, what was not and why is said line by line to `say`, and stays in the masks' `summary`.
 
     Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
     input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
@@ -96,109 +106,168 @@ def prune(
     >>> import torch
     >>> model = nn.Linear(3, 3, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[0.2, 0, 0.6], [0.3, 0, 0.1], [0, 0.5, 0]]))
-    >>> print(prune(model, threshold=0.3))
+    >>> masks = prune(model, threshold=0.3, say=print)
     1 of 1 linear layers: 6 of 9 weights removed (66.67%; magnitude, unstructured, threshold 0.3)
     >>> model.weight.tolist() == torch.tensor([[0, 0, 0.6], [0.3, 0, 0], [0, 0.5, 0]]).tolist()
     True
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    collector = Collector(data, example, _whole("samples", samples, 1))
+    which: dict[str, Any] = {"include": listed(include), "exclude": listed(exclude)}
     given: dict[str, Any]
     if pattern in STRUCTURED:
         given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
-        given |= {"of": None if of == "weights" else of}
-        refuse(pattern, {**given, "schedule": None if schedule == "one-shot" else schedule})
+        given |= {"of": None if of == "weights" else of, "schedule": None if schedule == "one-shot" else schedule}
+        refuse(pattern, given)
         SOLVERS[solver]
 
         def mend(whole: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
             return repair(whole, masks, solver, data, norms=reestimate, samples=samples, seed=seed)[1]
 
-        return prune_channels(
-            model,
-            Goal(sparsity, macs, parameters),
-            example=example,
-            collector=Collector(data, example, _whole("samples", samples, 1)),
-            criterion=criterion,
-            allocation=_name(allocation or "uniform"),
-            exact=exact,
-            heads=pattern == "heads",
-            round_to=round_to,
-            seed=seed,
-            include=(include,) if isinstance(include, str) else include,
-            exclude=(exclude,) if isinstance(exclude, str) else exclude,
-            repair=mend if solver != "none" or reestimate else None,
-        )
-    given = {"macs": macs, "parameters": parameters, "round_to": None if round_to == 1 else round_to}
-    refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {**given, "exact": None if exact else exact})
-    way = regrowth(regrow)
-    fixed = PATTERNS[pattern].density
-    allocation = allocation or ("global" if fixed is None else "uniform")
-    if isinstance(allocation, Mapping):
-        include = _globs(allocation, {"sparsity": sparsity, "threshold": threshold, "keep": keep}, include)
+        which |= {"criterion": criterion, "exact": exact, "round_to": round_to, "seed": seed}
+        which |= {"mend": mend if solver != "none" or reestimate else None}
+        goal = Goal(sparsity, macs, parameters)
+        masks = _prune_channels(model, goal, allocation, pattern, data, example, collector, **which)
     else:
-        sparsity = _fixed(pattern, sparsity, threshold, keep)
-        _check_amount(sparsity, threshold, keep)
-    if of not in ("weights", "macs"):
-        raise InputError(f"of must be 'weights' or 'macs', not {of!r}: what the sparsity is a fraction of")
-    length, interval = _length(schedule, steps, every, threshold, way)
+        given = {"macs": macs, "parameters": parameters, "round_to": None if round_to == 1 else round_to}
+        refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {**given, "exact": None if exact else exact})
+        way = regrowth(regrow)
+        amount = Amount(sparsity, threshold, keep, of).checked(pattern, allocation)
+        length, interval = _length(schedule, steps, every, threshold, way)
+        plan = Plan(
+            criterion=criterion, pattern=pattern, schedule=schedule, steps=length, every=interval, seed=seed,
+            regrow=way, of=of,
+        )  # fmt: skip
+        which |= {"solver": solver, "reestimate": reestimate, "samples": samples}
+        masks = _prune_weights(model, amount, allocation, plan, data, example, collector, **which)
+    tell(masks.summary, say)
+    return masks
+
+
+def _prune_weights(
+    model: nn.Module,
+    amount: Amount,
+    allocation: Allocation,
+    plan: Plan,
+    data: Data | None,
+    example: Any,
+    collector: Collector,
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    solver: str,
+    reestimate: bool,
+    samples: int,
+) -> Masks:
+    """Choose single weights, or units inside a layer, and write the zeros. `plan` says all but how much."""
+    if isinstance(allocation, Mapping):
+        include = _globs(allocation, amount, include)
     names, what, left = select(model, include, exclude)
-    total = sum(model.get_parameter(name).numel() for name in names)
-    collector = Collector(data, example, _whole("samples", samples, 1))
-    layers: dict[str, float] | None = None
-    if isinstance(allocation, Mapping):
-        layers = {name: 1 - allocation[glob(model, name, tuple(allocation))] for name in names}
-        density, label = None, "per layer"
-    elif isinstance(allocation, Sensitivity) or allocation == "sensitivity":
-        density, label = _density(sparsity, keep, "global", of, total), "sensitivity"
-    else:
-        density, label = _density(sparsity, keep, allocation, of, total), allocation
-    bound = None if threshold is None else float(threshold)
-    plan = Plan(density, bound, criterion, pattern, label, schedule, length, interval, seed, way, of)
+    plan = _with_amount(plan, model, names, amount, allocation)
     plan.check()
-    collector.check(criterion, plan.needs)
+    collector.check(plan.criterion, plan.needs)
     repaired = solver != "none" or reestimate
-    if repaired and (plan.gradual or way):
+    if repaired and (plan.gradual or plan.regrow):
         raise InputError("a solver repairs what is pruned at once: leave schedule at 'one-shot' and regrow out")
-    if label == "sensitivity":
-        options = {"criterion": criterion, "pattern": pattern, "samples": samples, "seed": seed}
-        curves = allocation if isinstance(allocation, Sensitivity) else _curves(model, data, names, **options)
-        layers = _by_curves(model, curves, density, names, plan, collector)
+    layers = _layers(plan, model, names, allocation, data, example, collector, samples)
     if layers is not None:
         stay = sum(share * model.get_parameter(name).numel() for name, share in layers.items())
+        total = sum(model.get_parameter(name).numel() for name in names)
         plan = replace(plan, density=stay / total, layers=json.dumps(layers))
     chosen = plan.masks(model, names, {}, 0, collector)
     before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
     if repaired:
-        free = pattern == "unstructured"
-        chosen, said = repair(model, chosen, solver, data, free=free, norms=reestimate, samples=samples, seed=seed)
+        free = plan.pattern == "unstructured"
+        chosen, said = repair(
+            model, chosen, solver, data, free=free, norms=reestimate, samples=samples, seed=plan.seed
+        )  # fmt: skip
         left = (*left, *said)
     masks = Masks(model, chosen, plan, what=what, left=left, collector=collector)
     masks.apply()
-    kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-    spare = kept - before
+    spare = sum(int(mask.count_nonzero()) for mask in masks.values()) - before
     if spare > 0 and not plan.gradual:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
 
 
+def _prune_channels(
+    model: nn.Module,
+    goal: Goal,
+    allocation: Allocation,
+    pattern: str,
+    data: Data | None,
+    example: Any,
+    collector: Collector,
+    mend: Repair | None,
+    **options: Any,
+) -> Masks:
+    """Choose coupled channels, and write the zeros."""
+    if isinstance(allocation, Sensitivity) or allocation == "sensitivity":
+        raise UnsupportedError(
+            "sensitivity curves are of single layers, channels are coupled: use 'uniform', 'global', an agent such as"
+            " 'ddpg', or a mapping of globs to sparsities"
+        )
+    if isinstance(allocation, str) and allocation in AGENTS:
+        if goal.macs is None or goal.sparsity is not None or goal.parameters is not None:
+            raise InputError(f"allocation '{allocation}' searches under a budget of MACs: give macs= alone")
+        found = _search(model, data, example, goal.macs, allocation, pattern=pattern, **options)
+        goal, allocation = Goal(), found.sparsities
+        options |= {"include": ("*",), "exclude": ()}
+    if isinstance(allocation, Mapping):
+        options["include"] = _globs(allocation, Amount(goal.sparsity), options["include"])
+    return prune_channels(
+        model, goal, example=example, collector=collector, heads=pattern == "heads",
+        allocation=allocation or "uniform", repair=mend, **options,
+    )  # fmt: skip
+
+
 # --- layer by layer -----------------------------------------------------------------------------------------------
 
 
-def _globs(allocation: Mapping[str, Any], amounts: Mapping[str, object], include: Sequence[str]) -> tuple[str, ...]:
+def _globs(allocation: Mapping[str, Any], amount: Amount, include: Sequence[str]) -> tuple[str, ...]:
     """The globs of an allocation that says the sparsity of each layer itself, checked."""
-    given = [name for name, value in amounts.items() if value is not None]
-    if given or tuple(include) not in (("*",), ()):
-        raise InputError(f"allocation says what to prune and how much: leave out {given[0] if given else 'include'}")
+    if given := amount.given:
+        raise InputError(f"allocation says what to prune and how much: leave out {given[0]}")
+    if tuple(include) not in (("*",), ()):
+        raise InputError("allocation says what to prune and how much: leave out include")
     for key, value in allocation.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise InputError(f"allocation['{key}'] must be a sparsity in [0, 1], not {value!r}")
     return tuple(allocation)
 
 
-def _name(allocation: object) -> str:
-    if not isinstance(allocation, str):
-        raise UnsupportedError("patterns of channels take an allocation by name: 'uniform' or 'global'")
-    return allocation
+def _layers(
+    plan: Plan,
+    model: nn.Module,
+    names: Sequence[str],
+    allocation: Allocation,
+    data: Data | None,
+    example: Any,
+    collector: Collector,
+    samples: int,
+) -> dict[str, float] | None:
+    """The density of each layer, where the allocation says it layer by layer."""
+    options: dict[str, Any] = {"criterion": plan.criterion, "pattern": plan.pattern, "seed": plan.seed}
+    if isinstance(allocation, Mapping):
+        return {name: 1 - allocation[glob(model, name, tuple(allocation))] for name in names}
+    if isinstance(allocation, Sensitivity) or allocation == "sensitivity":
+        curves = allocation
+        if not isinstance(curves, Sensitivity):
+            curves = _curves(model, data, names, samples=samples, **options)
+        return _by_curves(model, curves, plan.density, names, plan, collector)
+    if allocation is not None and allocation in AGENTS:
+        if plan.of != "macs" or plan.density is None:
+            raise InputError(f"allocation '{allocation}' searches under a budget of MACs: give sparsity and of='macs'")
+        found = _search(model, data, example, plan.density, allocation, include=names, **options)
+        return {name: 1 - sparsity for name, sparsity in found.sparsities.items()}
+    return None
+
+
+def _search(model: nn.Module, data: Data | None, example: Any, macs: float, agent: str, **options: Any) -> Search:
+    if data is None:
+        raise InputError(f"allocation='{agent}' judges on data: give data=ab.Data(…)")
+    return search_sparsities(model, data, macs=macs, agent=agent, example=example, say=None, **options)
 
 
 def _curves(model: nn.Module, data: Data | None, names: Sequence[str], **options: Any) -> Sensitivity:
@@ -231,51 +300,82 @@ def _by_curves(
 # --- how much, and when ---------------------------------------------------------------------------------------------
 
 
-def _check_amount(sparsity: object, threshold: object, keep: object) -> None:
-    given = {"sparsity": sparsity, "threshold": threshold, "keep": keep}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        raise InputError(f"give exactly one of sparsity, threshold and keep, not {' and '.join(named) or 'none'}")
-    for name, value, high in (("sparsity", sparsity, 1.0), ("threshold", threshold, math.inf)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Real):
+@dataclass(frozen=True)
+class Amount:
+    """How much goes: exactly one of the three is set."""
+
+    sparsity: float | None = None
+    threshold: float | None = None
+    keep: int | None = None
+    of: str = "weights"
+
+    @property
+    def given(self) -> list[str]:
+        return [name for name in ("sparsity", "threshold", "keep") if getattr(self, name) is not None]
+
+    def checked(self, pattern: str, allocation: Allocation) -> Amount:
+        """The same with the sparsity that a pattern fixes; raises `InputError` for what is out of range."""
+        if self.of not in ("weights", "macs"):
+            raise InputError(f"of must be 'weights' or 'macs', not {self.of!r}: what the sparsity is a fraction of")
+        fixed = PATTERNS[pattern].density
+        if isinstance(allocation, Mapping):
+            return self
+        amount = self if fixed is None else self._fixed(pattern, 1 - fixed)
+        amount._check()
+        return amount
+
+    def _fixed(self, pattern: str, sparsity: float) -> Amount:
+        other = self.sparsity is not None and not math.isclose(self.sparsity, sparsity)
+        if self.keep is not None or other:
+            raise InputError(
+                f"pattern '{pattern}' removes {sparsity:.4g} of the weights: leave the amount out, or say so"
+            )
+        return self if self.given else replace(self, sparsity=sparsity)
+
+    def _check(self) -> None:
+        if len(self.given) != 1:
+            raise InputError(
+                f"give exactly one of sparsity, threshold and keep, not {' and '.join(self.given) or 'none'}"
+            )
+        ((name, high),) = ((n, 1.0 if n == "sparsity" else math.inf) for n in self.given)
+        value = getattr(self, name)
+        if name == "keep":
+            _whole("keep", value, 0)
+        elif isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"{name} must be a number, not {value!r}")
-        if not 0 <= float(value) <= high or math.isinf(value):
+        elif not 0 <= float(value) <= high or math.isinf(value):
             raise InputError(f"{name} must be {'in [0, 1]' if high == 1 else 'finite and not negative'}, not {value!r}")
-    if keep is not None:
-        _whole("keep", keep, 0)
+
+    def density(self, total: int, allocation: str) -> float | None:
+        """The density to reach; None where a threshold decides."""
+        if self.keep is None:
+            return None if self.sparsity is None else 1 - float(self.sparsity)
+        if self.of != "weights":
+            raise InputError("keep counts weights: give sparsity with of='macs'")
+        if self.keep > total:
+            raise InputError(f"keep={self.keep} is more than the {total} weights that can be pruned")
+        if allocation not in ("global", "sensitivity"):
+            raise InputError(f"keep counts over all layers: use allocation='global', or sparsity with '{allocation}'")
+        return int(self.keep) / total
+
+
+def _with_amount(
+    plan: Plan, model: nn.Module, names: Sequence[str], amount: Amount, allocation: Allocation
+) -> Plan:  # fmt: skip
+    """The plan with what is to be left, and the name of the allocation."""
+    if isinstance(allocation, Mapping):
+        return replace(plan, allocation="per layer")
+    label = "sensitivity" if isinstance(allocation, Sensitivity) else allocation
+    label = label or ("global" if PATTERNS[plan.pattern].density is None else "uniform")
+    density = amount.density(sum(model.get_parameter(name).numel() for name in names), label)
+    bound = None if amount.threshold is None else float(amount.threshold)
+    return replace(plan, density=density, threshold=bound, allocation=label)
 
 
 def _whole(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or int(value) < low:
         raise InputError(f"{name} must be a whole number from {low}, not {value!r}")
     return int(value)
-
-
-def _fixed(pattern: str, sparsity: Any, threshold: float | None, keep: int | None) -> Any:
-    """The sparsity asked for, or that of a pattern which fixes it."""
-    density = PATTERNS[pattern].density
-    if density is None:
-        return sparsity
-    if keep is not None or (isinstance(sparsity, Real) and not math.isclose(float(sparsity), 1 - density)):
-        raise InputError(
-            f"pattern '{pattern}' removes {1 - density:.4g} of the weights: leave the amount out, or say so"
-        )
-    return 1 - density if sparsity is None and threshold is None else sparsity
-
-
-def _density(sparsity: float | None, keep: int | None, allocation: str, of: str, total: int) -> float | None:
-    """The density to reach; None where a threshold decides."""
-    if keep is None:
-        return None if sparsity is None else 1 - float(sparsity)
-    if of != "weights":
-        raise InputError("keep counts weights: give sparsity with of='macs'")
-    if keep > total:
-        raise InputError(f"keep={keep} is more than the {total} weights that can be pruned")
-    if allocation != "global":
-        raise InputError(f"keep counts over all layers: use allocation='global', or sparsity with '{allocation}'")
-    return int(keep) / total
 
 
 def _length(

@@ -1,7 +1,7 @@
 """Regrowth: sparse from the first step to the last, while weights that do little are exchanged for ones that may do more.
 
 A way of regrowth is four choices, each an entry of a table: by which criterion weights are dropped (`CRITERIA`), by
-which rule others grow in their place (`GROWTHS`), how the exchanged fraction decays over time (`DECAYS`), and which
+which rule others grow in their place (`GROWTHS`), how the exchanged fraction decays over time (`SCHEDULES`), and which
 layers get the places that became free (`REDISTRIBUTIONS`). `REGROWTHS` names the combinations of the literature.
 """
 
@@ -20,6 +20,7 @@ from abridged.errors import InputError, UnsupportedError, nearest
 from abridged.pruning.criteria import CRITERIA, Stats
 from abridged.pruning.patterns import Layout
 from abridged.pruning.ranking import count, top
+from abridged.pruning.schedules import SCHEDULES
 from abridged.tables import Table
 
 
@@ -81,34 +82,6 @@ def momentum(evidence: Evidence) -> Tensor:
     return evidence.moving.abs()
 
 
-# --- how many: time t in [0, 1] → the share of the first exchanged fraction ---------------------------------------------
-
-Decay = Callable[[float], float]
-DECAYS: Table[Decay] = Table("decay")
-
-
-@DECAYS.entry("constant")
-def constant(t: float) -> float:
-    """As many to the end: f(t) = 1 (Mocanu et al. 2018)."""
-    return 1.0
-
-
-@DECAYS.entry("linear")
-def linear(t: float) -> float:
-    """f(t) = 1 − t (Dettmers & Zettlemoyer 2019)."""
-    return 1 - t
-
-
-@DECAYS.entry("cosine")
-def cosine(t: float) -> float:
-    """f(t) = (1 + cos πt) / 2 (Dettmers & Zettlemoyer 2019; Evci et al. 2020).
-
-    >>> cosine(0.0), round(cosine(0.5), 9), cosine(1.0)
-    (1.0, 0.5, 0.0)
-    """
-    return (1 + math.cos(math.pi * t)) / 2
-
-
 # --- where: (evidence, how many the layer lost) → the layer's share of all that grow, up to a common factor ---------------
 
 Redistribution = Callable[[Evidence, int], float]
@@ -145,7 +118,10 @@ def _mean(values: Tensor, held: Tensor) -> float:
 @dataclass(frozen=True)
 class Regrowth:
     """One way of regrowth: at each exchange ⌊`fraction` · decay(t) · n + ½⌋ of a layer's n weights are dropped and as many
-    grow, all layers together; t runs from 0 to 1 over the share `until` of the steps. A layer keeps one weight at least."""
+    grow, all layers together; t runs from 0 to 1 over the share `until` of the steps. A layer keeps one weight at least.
+
+    `decay`: "constant" (Mocanu et al. 2018), or the schedule by which the fraction goes to zero: "cosine", "linear" …
+    (Dettmers & Zettlemoyer 2019; Evci et al. 2020)."""
 
     drop: str = "magnitude"
     grow: str = "gradient"
@@ -158,7 +134,8 @@ class Regrowth:
         # What is unknown or out of range raises here, before anything is touched.
         CRITERIA[self.drop]
         GROWTHS[self.grow]
-        DECAYS[self.decay]
+        if self.decay != "constant" and SCHEDULES[self.decay](0.0):
+            raise InputError(f"regrow: decay '{self.decay}' leaves nothing to exchange; use 'cosine', or 'constant'")
         REDISTRIBUTIONS[self.redistribute]
         for name in ("fraction", "until"):
             value = getattr(self, name)
@@ -175,8 +152,8 @@ class Regrowth:
         return t < self.until
 
     def part(self, t: float) -> float:
-        """The fraction of each layer's weights that is exchanged then: fraction · decay(t / until)."""
-        return self.fraction * DECAYS[self.decay](min(t / self.until, 1.0))
+        """The fraction of each layer's weights that is exchanged then: fraction · (1 − schedule(t / until)), or constant."""
+        return self.fraction * (1 if self.decay == "constant" else 1 - SCHEDULES[self.decay](min(t / self.until, 1.0)))
 
     def __str__(self) -> str:
         named = next((name for name, known in REGROWTHS.items() if known == self), None)

@@ -85,7 +85,7 @@ def find_ticket(
             )
         )
         if turn < rounds:
-            masks = prune(model, 1 - (1 - sparsity) ** ((turn + 1) / rounds), **(pruning or {}))
+            masks = prune(model, 1 - (1 - sparsity) ** ((turn + 1) / rounds), **{"say": None, **(pruning or {})})
             memory.restore(model)
             masks.apply()
     assert masks is not None

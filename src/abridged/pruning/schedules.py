@@ -36,6 +36,16 @@ def cubic(t: float) -> float:
     return 1 - (1 - t) ** 3
 
 
+@SCHEDULES.entry("cosine")
+def cosine(t: float) -> float:
+    """Slow at both ends: f(t) = (1 − cos πt) / 2 (Dettmers & Zettlemoyer 2019, "Sparse Networks from Scratch").
+
+    >>> cosine(0.0), round(cosine(0.5), 9), cosine(1.0)
+    (0.0, 0.5, 1.0)
+    """
+    return (1 - math.cos(math.pi * t)) / 2
+
+
 @SCHEDULES.entry("exponential")
 def exponential(t: float) -> float:
     """Faster still at first: each step removes the same part of what is to go: f(t) = (1 − e^(−5t)) / (1 − e^(−5)).

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from abridged import progress
 from abridged.errors import InputError
+from abridged.globs import some
 from abridged.graph.capture import Example, capture
 from abridged.graph.graph import Node
 from abridged.graph.structure import flatten
+from abridged.progress import Say, tell
 from abridged.pruning.coupling.groups import Coupling, Ending, Group, couple
 from abridged.pruning.coupling.labels import KERNEL
 from abridged.pruning.known import known
@@ -22,7 +25,7 @@ from abridged.pruning.trials import Settled, Trial
 PROBE = 16  # places of a channel that are looked at first
 
 
-def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Callable[[str], None] = print) -> nn.Module:
+def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Say | None = progress.say) -> nn.Module:
     """A new module of the same classes without the channels that are zero: smaller weights, right attributes, same outputs.
 
     Channels go that nobody needs: coupled units whose value is known where they end, whatever the input. Usually they are
@@ -39,7 +42,7 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Calla
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with torch.no_grad():
     ...     _ = model[0].weight[:3].zero_(), model[0].bias[:3].zero_()
-    >>> small = shrink(model, torch.zeros(1, 4), say=lambda line: None)
+    >>> small = shrink(model, torch.zeros(1, 4), say=None)
     >>> small
     Sequential(
       (0): Linear(in_features=4, out_features=5, bias=True)
@@ -58,8 +61,7 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Calla
     if not settled.gone.any():
         raise InputError(f"nothing can be cut: {settled.frozen[0].reason}")
     small = cut(model, coupling, settled.gone, constants.folds(settled.gone))
-    for line in report(model, small, coupling, settled):
-        say(line)
+    tell(report(model, small, coupling, settled), say)
     return small
 
 
@@ -176,11 +178,7 @@ def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
                 names = reasons.setdefault(group.reason, [])
                 if keys[0] not in names:
                     names.append(keys[0])
-    return [f"left, {why}: {_some(names)}" for why, names in reasons.items()]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"left, {why}: {some(names)}" for why, names in reasons.items()]
 
 
 def _why_nothing(coupling: Coupling) -> str:

@@ -1,0 +1,104 @@
+"""Pruning by channels: what globs, allocations and goals choose of the coupled groups, and what each mistake says."""
+
+import copy
+
+import pytest
+import torch
+from models import Layers, randomize
+from torch import nn
+
+import abridged as ab
+from abridged.errors import AbridgedError, InputError
+from abridged.pruning.criteria import CRITERIA
+
+IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LEARNT = ("movement",)
+
+
+def cnn() -> nn.Module:
+    return randomize(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+        )
+    ).eval()  # fmt: skip
+
+
+def halved(model: nn.Module, **options) -> tuple[list[int], ab.Masks]:
+    masks = ab.prune(model, pattern="channel", example=IMAGE, say=None, **options)
+    return [int(layer.weight.flatten(1).any(1).sum()) for layer in (model[0], model[3])], masks
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in LEARNT])
+def test_every_criterion_ranks_channels(criterion):
+    labels = torch.arange(4) % 4
+    data = ab.Data((IMAGE, labels), (IMAGE, labels), (IMAGE, labels))
+    left, _ = halved(cnn(), sparsity=0.5, criterion=criterion, data=data)
+    assert left == [4, 3]
+
+
+def test_a_channel_counts_by_all_layers_of_its_group():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 1], [2, 2], [1, 1]]))
+        model[1].weight.copy_(torch.tensor([[9.0, 1, 1]]))
+    ab.prune(model, 1 / 3, pattern="channel", example=torch.zeros(1, 2), say=None)
+    # Relative to the means of each layer: 0.75 + 2.45, 1.5 + 0.27, 0.75 + 0.27.
+    assert model[0].weight.any(1).tolist() == [True, True, False]
+
+
+def test_an_allocation_by_globs_says_the_sparsity_of_each_group():
+    left, masks = halved(cnn(), allocation={"0": 0.25, "3.weight": 0.5})
+    assert left == [6, 3]
+    assert "per layer" in masks.summary[0]
+    left, masks = halved(cnn(), allocation={"3": 0.5})
+    assert left == [8, 3]
+    assert "left by include and exclude: 0.weight" in masks.summary
+
+
+def test_include_and_exclude_choose_groups():
+    left, masks = halved(cnn(), sparsity=0.5, exclude=["0", "8"])  # 8, the output, has no channels to go, but exists
+    assert left == [8, 3]
+    assert any(line.startswith("left by include and exclude: 0.weight") for line in masks.summary)
+
+
+def test_groups_that_rounding_keeps_whole_are_named():
+    left, masks = halved(cnn(), sparsity=0.5, round_to=6)
+    assert left == [6, 6]
+    assert "left, since round_to=6 keeps all of their channels: 3.weight" in masks.summary
+
+
+MISTAKES = {
+    "nothing above round_to": ({"sparsity": 0.5, "round_to": 8}, "round_to=8 keeps all of their channels: 0.weight, 3.weight"),
+    "glob": ({"sparsity": 0.5, "include": ["conv*"]}, "'conv\\*' matches no parameter and no module that has one"),
+    "glob of allocation": ({"allocation": {"4.wieght": 0.5}}, "did you mean '4.weight'"),
+    "allocation and amount": ({"sparsity": 0.5, "allocation": {"0": 0.5}}, "leave out sparsity"),
+    "allocation and macs": ({"macs": 0.5, "allocation": {"0": 0.5}}, "leave out macs"),
+    "allocation and include": ({"allocation": {"0": 0.5}, "include": ["0"]}, "leave out include"),
+    "allocation out of range": ({"allocation": {"0": 1.5}}, r"allocation\['0'\] must be a sparsity in \[0, 1\]"),
+    "too little": ({"sparsity": 0.01}, "sparsity=0.01 removes no channel"),
+    "sensitivity": ({"sparsity": 0.5, "allocation": "sensitivity"}, "channels are coupled"),
+    "agent without macs": ({"sparsity": 0.5, "allocation": "ddpg"}, "give macs= alone"),
+    "agent without data": ({"macs": 0.5, "allocation": "ddpg"}, "judges on data"),
+    "budget": ({"macs": 0.001}, "with one channel left in every group 0.0.. are left; ask for more"),
+    "all excluded": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: left by include and exclude: 0.weight, 3.weight"),
+    "no heads": ({"sparsity": 0.5, "pattern": "heads"}, "the model has no attention heads that could go|nothing to prune"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_line_and_leaves_the_model(mistake):
+    options, words = MISTAKES[mistake]
+    model = cnn()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AbridgedError, match=words) as caught:
+        ab.prune(model, **{"pattern": "channel", "example": IMAGE, **options})
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_status == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_when_forward_bears_no_cut_the_error_says_why():
+    net = Layers(lambda m, x: m.b(m.a(x).reshape(-1, 8)), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    with pytest.raises(InputError, match=r"nothing to prune: left, forward does not bear it: .*: a.weight"):
+        ab.prune(net, 0.5, pattern="channel", example=torch.zeros(5, 3))
