@@ -47,7 +47,7 @@ def _allocation(given: Any) -> Any:
     for glob, sparsity in given.items() if isinstance(given, dict) else ():
         if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1:
             raise ValueError(f"'{glob}' must have a sparsity from 0 to 1, not {sparsity!r}")
-    if isinstance(given, str) and given != "sensitivity":
+    if isinstance(given, str) and given != "sensitivity" and given not in _entry("pruning.agents", "AGENTS"):
         _entry("pruning.allocation", "ALLOCATIONS")[given]
     return given
 
@@ -138,7 +138,7 @@ class Prune(Teaching):
     of: Literal["weights", "macs"] = "weights"  # what the sparsity is a fraction of
     criterion: Annotated[str, _known("pruning.criteria", "CRITERIA")] = "magnitude"
     pattern: Annotated[str, AfterValidator(_pattern)] = "unstructured"
-    allocation: Annotated[Any, AfterValidator(_allocation)] = "global"  # or {glob: sparsity}
+    allocation: Annotated[Any, AfterValidator(_allocation)] = "global"  # or {glob: sparsity}, or an agent
     schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
     regrow: Annotated[Any, AfterValidator(_regrow)] = None  # a name, or the four choices
     every: Annotated[int, Field(ge=1)] | None = None  # training updates between two choices
