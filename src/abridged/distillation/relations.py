@@ -32,18 +32,11 @@ def rkd_distance(student: Outputs, teacher: Outputs, batch: Batch, *, scale: flo
 
 def _distances(feature: Tensor) -> Tensor:
     """(N·(N − 1),): of each ordered pair, divided by the mean; a single sample has none, and gives one zero."""
-    rows = feature.flatten(1)
-    pairs = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    if len(rows) < 2:
-        return rows.new_zeros(1) * rows.sum()
-    found = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")[pairs]  # exact, without N²·D numbers
-    return found / found.mean().clamp_min(1e-12)
-
-
-def _lengths(difference: Tensor) -> Tensor:
-    """Euclidean lengths along the last axis, with gradient 0 at 0."""
-    lengths: Tensor = torch.linalg.vector_norm(difference, dim=-1)
-    return lengths
+    _, lengths = _geometry(feature)
+    if len(lengths) < 2:
+        return feature.sum().view(1) * 0
+    found = lengths[_different(lengths)]
+    return (found / found.mean().clamp_min(1e-12)).to(feature.dtype)
 
 
 @loss("rkd-angle", logits=None, layers=True)
@@ -55,12 +48,35 @@ def rkd_angle(student: Outputs, teacher: Outputs, batch: Batch, *, scale: float 
 
 
 def _cosines(feature: Tensor) -> Tensor:
-    """(N, N − 1, N − 1): at each sample, between the directions to any two others."""
+    """(N·(N − 1)²,): at each sample j, between the directions to i and to k; 0 where two samples coincide.
+
+    (x_i − x_j)·(x_k − x_j) = G_ik − G_ij − G_jk + G_jj."""
+    products, lengths = _geometry(feature)
+    if len(lengths) < 2:
+        return feature.sum().view(1) * 0
+    dots = products[None] - products[:, :, None] - products[:, None, :] + products.diagonal()[:, None, None]  # (j, i, k)
+    inverse = 1 / lengths.where(lengths > 0, torch.inf)
+    other = _different(lengths)
+    triples = other[:, :, None] & other[:, None, :]
+    return (dots * inverse[:, :, None] * inverse[:, None, :])[triples].to(feature.dtype)
+
+
+def _geometry(feature: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalar products of the centred samples and the lengths of their differences, both (N, N): all that relations read,
+    without the N²·D numbers of the differences.
+
+    In float64, since |x − y|² = |x|² − 2·x·y + |y|² takes away almost all of two large numbers where samples are alike;
+    what is below its rounding is a length of 0, and has a gradient of 0."""
     rows = feature.flatten(1)
-    count = len(rows)
-    if count < 2:
-        return rows.new_zeros(1) * rows.sum()
-    pairs = ~torch.eye(count, dtype=torch.bool, device=rows.device)
-    directions = (rows[None, :] - rows[:, None])[pairs].view(count, count - 1, -1)
-    units = directions / _lengths(directions).clamp_min(1e-12)[..., None]
-    return units @ units.transpose(1, 2)
+    rows = rows if rows.device.type == "mps" else rows.double()  # Apple's GPUs have no float64
+    rows = rows - rows.mean(0)
+    products = rows @ rows.T
+    squares = products.diagonal()
+    size = squares[:, None] + squares[None, :]
+    squared = size - 2 * products
+    apart = squared > 8 * torch.finfo(rows.dtype).eps * size
+    return products, squared.where(apart, 1).sqrt() * apart
+
+
+def _different(lengths: Tensor) -> Tensor:
+    return ~torch.eye(len(lengths), dtype=torch.bool, device=lengths.device)
