@@ -25,7 +25,7 @@ from abridged.distillation.distill import distill_fit
 from abridged.errors import InputError
 from abridged.pruning.prune import prune
 from abridged.training import Callback, EarlyStop, fit
-from abridged.training.checkpoint import digest
+from abridged.data.content import digest
 
 torch.set_num_threads(1)
 home, rank = Path(sys.argv[1]), int(os.environ.get("RANK", 0))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from abridged.data import LOSSES, METRICS, Batch, Data, Metric, check, evaluate, forward, logits
 from abridged.data.batches import mix
+from abridged.data.content import fingerprint
 from abridged.data.evaluate import rebatch
 from abridged.errors import InputError
 
@@ -391,3 +392,47 @@ def test_logits_are_found_in_the_usual_places() -> None:
 
     assert logits(X) is logits({"logits": X}) is logits(Wrapped()) is X
     assert Data((X, Y), (X, Y), example=X).example_input() is X
+
+
+# -- what data hold
+
+
+class Listed(Dataset[Any]):
+    """Samples at random with `noise`, as augmentation gives them."""
+
+    def __init__(self, offset: float = 0.0, noise: float = 0.0) -> None:
+        self.offset, self.noise = offset, noise
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((3,), index + self.offset) + self.noise * torch.rand(3), index
+
+
+def test_a_fingerprint_is_of_the_values() -> None:
+    x, y = torch.arange(12.0).view(4, 3), torch.arange(4)
+
+    def of(x: Any = x, y: Any = y, **more: Any) -> str:
+        return fingerprint(Data((x, y), (x, y), (x, y), **more))
+
+    assert of() == of(x.clone())
+    others = {
+        of(x + 1),
+        of(y=y + 1),
+        of(x.double()),
+        of(name="mine"),
+        of(transform=lambda x: 2 * x),
+        of((x, x)),
+        of(y=None),
+    }
+    assert len(others | {of()}) == 8
+
+
+def test_a_fingerprint_of_samples_that_are_drawn_anew_leaves_them_out() -> None:
+    def of(train: Any) -> str:
+        return fingerprint(Data(train, [(torch.zeros(2, 3), torch.zeros(2))], Listed()))
+
+    assert of(Listed()) == of(Listed())
+    assert of(Listed()) != of(Listed(1.0))
+    assert of(Listed(noise=1.0)) == of(Listed(1.0, noise=1.0))

@@ -101,6 +101,9 @@ def test_what_the_caller_says_replaces_what_the_recipe_says():
         ("steps:\n - prune: 3", 2, "options must be a mapping"),
         ("steps:\n - {prune: {}, distill: {}}", 2, "step 1 must be one"),
         ("budget: {byte: 3}\nsteps:\n - finetune", 1, "did you mean 'bytes'"),
+        ("steps:\n - prune:\n    sparsity: 0.5\n    sparsity: 0.9", 4, "'sparsity' is given twice, first in line 3"),
+        ("steps:\n - finetune\nsteps:\n - distill", 3, "'steps' is given twice, first in line 1"),
+        ("steps:\n - prune: {sparsity: 0.5, include: 3}", 2, "include: input should be a valid tuple, not 3"),
         ("steps:\n - train", 1, "no step compresses anything"),
         ("steps:\n - deploy\n - finetune", 1, "deploy must be the last step"),
         ("steps:\n - finetune\n - train", 1, "train makes the dense model"),
@@ -167,6 +170,18 @@ def test_what_pruning_takes_for_granted(options, filled, title):
     step = recipe.compression[0]
     assert {name: getattr(step, name) for name in filled} == filled
     assert step.title == title
+    assert recipes.load(recipe.plain()) == recipe
+
+
+def test_one_name_may_stand_without_a_list():
+    recipe = recipes.from_yaml(
+        "steps:\n - prune: {sparsity: 0.5, pattern: channel, include: '*', exclude: fc}\n - shrink\n"
+        " - factorize: {rank: 2, include: fc}\n - deploy: {beside: onnxruntime}",
+        "r.yaml",
+    )
+    prune, _, factorize = recipe.compression
+    assert (prune.include, prune.exclude, factorize.include) == (("*",), ("fc",), ("fc",))
+    assert recipe.deploy.beside == ("onnxruntime",)
     assert recipes.load(recipe.plain()) == recipe
 
 

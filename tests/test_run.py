@@ -203,6 +203,49 @@ def test_channels_are_pruned_removed_and_taught_on_digits(tmp_path):
     again.artifact.close()
 
 
+def test_prune_factorize_distil_deploy_from_yaml(tmp_path):
+    """Each step has both books; the factors have no zeros, and their teacher is the network before all steps."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "control: false\nsteps:\n"
+        " - train: {epochs: 3, lr: 0.01}\n"
+        " - prune: {sparsity: 0.5, epochs: 1, lr: 0.01}\n"
+        " - factorize: {energy: 0.9, include: '4', lose_zeros: true}\n"
+        " - distill: {epochs: 3, lr: 0.01, loss: {kd: 0.7, hint: 0.01}, layers: {'4.expand': '4'}, alpha: {linear: [1, 0.5]}}\n"
+        " - deploy: {target: onnxruntime, threads: 1}\n"
+    )
+    with ab.compress(small_net(), "digits", recipe=file, out=tmp_path / "run").artifact as artifact:
+        assert artifact(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+    ledger = Ledger.load(tmp_path / "run" / "ledger.json")
+    dense, pruned, thin, taught = ledger.rows
+    for row in ledger.rows:
+        assert row.theory.bytes_packed > 0
+        assert row.practice[0].bytes > 0
+        assert row.practice[0].accuracy.samples == row.test_accuracy.samples
+    assert pruned.theory.nonzeros < 0.6 * dense.theory.nonzeros
+    assert thin.theory.parameters < dense.theory.parameters
+    assert any("layers" in note for note in thin.notes)
+    assert taught.theory.macs == thin.theory.macs
+    assert taught.accuracy.value > max(thin.accuracy.value, 0.8)
+
+
+@pytest.mark.parametrize("changed", ["train", "test"])
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path, changed, monkeypatch):
+    """Of the same name and number of samples, but other values."""
+    net, x, y = small_net(), torch.rand(40, 1, 8, 8), torch.arange(40) % 10
+    recipe = [{"prune": {"sparsity": 0.5, "schedule": "one-shot", "epochs": 0}}]
+
+    def run(**splits):
+        data = ab.Data(**{"train": (x, y), "val": (x, y), "test": (x, y), **splits})
+        return ab.compress(net, data, recipe=recipe, out=tmp_path / "run", resume=True)
+
+    monkeypatch.setattr(running, "_run", lambda *_: None)
+    run()
+    run()
+    with pytest.raises(ab.InputError, match="the run there differs in data;"):
+        run(**{changed: (x + 1, y)})
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -46,7 +46,7 @@ def test_resume_takes_the_same_run_and_no_other(tmp_path):
     (tmp_path / "steps" / "0-dense").mkdir()
     prepare(tmp_path, ASKED, resume=True, force=False)
     assert names(tmp_path / "steps") == ["0-dense"]
-    with pytest.raises(InputError, match="another seed"):
+    with pytest.raises(InputError, match="the run there differs in seed"):
         prepare(tmp_path, {**ASKED, "seed": 1}, resume=True, force=False)
     with pytest.raises(InputError, match="--resume to continue"):
         prepare(tmp_path, ASKED, resume=False, force=False)

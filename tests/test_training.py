@@ -22,11 +22,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from abridged.data import Batch, Data
+from abridged.data.content import digest
 from abridged.data.sets import get
 from abridged.errors import InputError, UnsupportedError
 from abridged.training import Callback, EarlyStop, History, Moment, TrainingError, adamw, constant, cosine, fit
 from abridged.training import checkpoint as files
-from abridged.training.checkpoint import digest, pack, unpack
+from abridged.training.checkpoint import pack, unpack
 from abridged.training.zeros import ZerosWarning
 
 X = torch.randn(90, 6, generator=torch.Generator().manual_seed(1))
@@ -614,7 +615,7 @@ from torch import nn
 from abridged.data import Data
 from abridged.pruning.prune import prune
 from abridged.training import fit
-from abridged.training.checkpoint import digest
+from abridged.data.content import digest
 
 torch.set_num_threads(1)
 x, y = torch.randn(400, 1, 8, 8), torch.arange(400) % 10

@@ -14,7 +14,7 @@ TABLES = {
     "courses": ("distillation.courses", "SHAPES"),
     "targets": ("targets", "TARGETS"),
     "data": ("data.sets", "DATASETS"),
-    "steps": ("recipe", "STEPS"),
+    "steps": ("options", "STEPS"),
     "ops": ("graph.ops", "OPS"),
     "recipes": ("recipe", "named"),
 }

@@ -1,318 +1,31 @@
-"""What to do, as data: a list of steps. YAML in, validated, every mistake named with its line and the nearest right word."""
+"""What to do, as data: a list of steps. YAML in, validated, every mistake named with its line and the nearest right word.
+
+The options of each kind of step are in `options.py`, what it does in `steps.py`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from abridged.distillation import courses
+from abridged import written
 from abridged.errors import InputError, nearest
-from abridged.tables import Table
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-AMOUNTS = ("sparsity", "threshold", "keep", "macs", "parameters")
-
-
-def _known(module: str, table: str) -> AfterValidator:
-    """Validates that a name stands in a table; the table's module (and torch with it) is imported only then."""
-
-    def check(name: str) -> str:
-        _entry(module, table)[name]
-        return name
-
-    return AfterValidator(check)
-
-
-def _entry(module: str, name: str) -> Any:
-    """Something of a module that is imported only now, and torch with it."""
-    return getattr(importlib.import_module(f"abridged.{module}"), name)
-
-
-def _pattern(name: str) -> str:
-    if name not in _entry("pruning.patterns", "STRUCTURED"):
-        _entry("pruning.patterns", "PATTERNS")[name]
-    return name
-
-
-def _allocation(given: Any) -> Any:
-    if not isinstance(given, str | dict):
-        raise ValueError(f"must be a name, or a mapping of globs to sparsities, not {given!r}")
-    for glob, sparsity in given.items() if isinstance(given, dict) else ():
-        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1:
-            raise ValueError(f"'{glob}' must have a sparsity from 0 to 1, not {sparsity!r}")
-    if isinstance(given, str) and given != "sensitivity" and given not in _entry("pruning.agents", "AGENTS"):
-        _entry("pruning.allocation", "ALLOCATIONS")[given]
-    return given
-
-
-def _regrow(given: Any) -> Any:
-    _entry("pruning.regrow", "regrowth")(given)
-    return given
-
-
-def _course(check: Callable[[Any], Any]) -> AfterValidator:
-    """Validates a number or its course in time."""
-
-    def sound(value: Any) -> Any:
-        check(value)
-        return value
-
-    return AfterValidator(sound)
-
-
-class Step(BaseModel):
-    """Options of one step. A new kind of step is a subclass in STEPS and a function in `steps.RUNNERS`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    kind: ClassVar[str]
-
-    @property
-    def title(self) -> str:
-        """The step in a few words, for people."""
-        return self.kind.capitalize()
-
-
-STEPS: Table[type[Step]] = Table("step")
-
-
-class Training(Step):
-    """Options of every step that trains."""
-
-    epochs: Annotated[int, Field(ge=1)] = 10
-    lr: Positive = 1e-3
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Fraction = 0.9  # sgd only
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    clip: Positive | None = 1.0  # largest gradient norm
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
-@STEPS.entry("train")
-class Train(Training):
-    """Train the dense model from scratch, before anything is compressed."""
-
-    kind = "train"
-
-    @property
-    def title(self) -> str:
-        return f"Train from scratch ({self.epochs} epochs)"
-
-
-class Teaching(Training):
-    """Training with or without the uncompressed network as the teacher."""
-
-    teacher: Literal["dense", "none"] = "dense"
-    temperature: Annotated[Any, _course(courses.temperature)] = 4.0  # or {linear: [from, to]}, {cosine: [from, to]}
-    alpha: Annotated[Any, _course(courses.alpha)] = 0.7  # weight of the teacher's part; a course too
-    loss: Any = "kd"  # a name, {name: weight}, or a list of them
-    layers: str | list[str] | dict[str, str] | None = (
-        None  # of losses on features: the student's, or student's: teacher's
-    )
-
-    @model_validator(mode="after")
-    def _terms(self) -> Teaching:
-        _entry("distillation.terms", "terms")(self.loss, self.layers)
-        return self
-
-
-@STEPS.entry("prune")
-class Prune(Teaching):
-    """Set weights to zero, by exactly one amount. With a schedule or regrow, while training `epochs` epochs."""
-
-    kind = "prune"
-    epochs: Annotated[int, Field(ge=0)] = 10
-    sparsity: Fraction | None = None
-    threshold: Positive | None = None
-    keep: Annotated[int, Field(ge=0)] | None = None
-    macs: Fraction | None = None  # share left; of the patterns channel and heads, as `parameters` is
-    parameters: Fraction | None = None
-    of: Literal["weights", "macs"] = "weights"  # what the sparsity is a fraction of
-    criterion: Annotated[str, _known("pruning.criteria", "CRITERIA")] = "magnitude"
-    pattern: Annotated[str, AfterValidator(_pattern)] = "unstructured"
-    allocation: Annotated[Any, AfterValidator(_allocation)] = "global"  # or {glob: sparsity}, or an agent
-    schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
-    regrow: Annotated[Any, AfterValidator(_regrow)] = None  # a name, or the four choices
-    every: Annotated[int, Field(ge=1)] | None = None  # training updates between two choices
-    solver: Annotated[str, _known("pruning.solvers", "SOLVERS")] = "none"  # repairs the weights that stay
-    reestimate: bool = False  # the statistics of batch norms, too
-    exact: bool = True  # of channels: False narrows what norms read
-    round_to: Annotated[int, Field(ge=1)] = 1  # channels of each group
-    ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, given: Any) -> Any:
-        """Channels come at once, and regrowth starts with all zeros; N:M says itself how much goes."""
-        if not isinstance(given, dict):
-            return given
-        filled, pattern = dict(given), given.get("pattern")
-        if isinstance(pattern, int):  # YAML 1.1 reads 2:4 as a number of base 60
-            raise ValueError("write the pattern in quotes, such as pattern: '2:4'")
-        channels = isinstance(pattern, str) and pattern in _entry("pruning.patterns", "STRUCTURED")
-        if channels or given.get("regrow") is not None:
-            filled.setdefault("schedule", "one-shot")
-        density = _entry("pruning.patterns", "density")(pattern) if isinstance(pattern, str) else None
-        if channels or density is not None:
-            filled.setdefault("allocation", "uniform")
-        if density is not None and not any(filled.get(name) is not None for name in AMOUNTS):
-            filled["sparsity"] = 1 - density
-        return filled
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Prune:
-        amounts = sum(getattr(self, name) is not None for name in AMOUNTS)
-        if isinstance(self.allocation, dict):
-            if amounts:
-                raise ValueError("an allocation by globs says how much goes: leave sparsity and the other amounts out")
-        elif amounts != 1:
-            raise ValueError("give exactly one of sparsity, threshold, keep (of channels also macs, parameters)")
-        if self.threshold is not None and self.schedule != "one-shot":
-            raise ValueError("a threshold has no course in time: add schedule: one-shot")
-        if self.keep is not None and self.allocation not in ("global", "sensitivity"):
-            raise ValueError("keep counts over all layers: leave allocation at global")
-        return self
-
-    @model_validator(mode="after")
-    def _time(self) -> Prune:
-        if self.schedule != "one-shot" and (self.solver != "none" or self.reestimate):
-            raise ValueError("a solver repairs what is pruned at once: add schedule: one-shot")
-        if self.schedule != "one-shot" and self.regrow is not None:
-            raise ValueError("regrow keeps the sparsity constant: leave schedule out")
-        if self.schedule != "one-shot" and self.epochs == 0:
-            raise ValueError(
-                f"schedule '{self.schedule}' prunes while training: give epochs ≥ 1, or schedule: one-shot"
-            )
-        if self.regrow is not None and self.epochs == 0:
-            raise ValueError("regrow exchanges weights while training: give epochs ≥ 1")
-        return self
-
-    @property
-    def structured(self) -> bool:
-        """Whether whole channels go, which `shrink` removes."""
-        return self.pattern != "unstructured" and self.pattern in _entry("pruning.patterns", "STRUCTURED")
-
-    @property
-    def title(self) -> str:
-        how = [self.criterion] + ([] if self.pattern == "unstructured" else [self.pattern])
-        how += ["per layer" if isinstance(self.allocation, dict) else self.allocation]
-        how += [
-            self.schedule if self.regrow is None else f"regrow {self.regrow if isinstance(self.regrow, str) else ''}"
-        ]
-        how += [] if self.solver == "none" else [self.solver]
-        how += ["distilled"] if self.epochs and self.teacher == "dense" else []
-        return f"Prune {self._amount} ({', '.join(part.strip() for part in how)})"
-
-    @property
-    def _amount(self) -> str:
-        if self.sparsity is not None:
-            return f"{100 * self.sparsity:.4g} %{' of the MACs' if self.of == 'macs' else ''}"
-        if self.threshold is not None:
-            return f"|w| < {self.threshold:g}"
-        if self.keep is not None:
-            return f"all but {self.keep:,} weights"
-        if self.macs is not None:
-            return f"to {100 * self.macs:.4g} % of the MACs"
-        return "layer by layer" if self.parameters is None else f"to {100 * self.parameters:.4g} % of the parameters"
-
-
-@STEPS.entry("shrink")
-class Shrink(Step):
-    """Remove for good the channels that a prune step before made zero; the network is a smaller one then."""
-
-    kind = "shrink"
-    exact: bool = True  # False narrows what norms read, as the prune step before does with exact: false
-
-    @property
-    def title(self) -> str:
-        return "Shrink: remove the channels that are zero"
-
-
-@STEPS.entry("factorize")
-class Factorize(Step):
-    """Replace layers by products of smaller ones: exactly one of rank, energy, ratio. `measured`: only where the target gains."""
-
-    kind = "factorize"
-    method: Annotated[str, _known("factorization.methods", "METHODS")] | tuple[str, ...] = "svd"
-    rank: int | str | dict[str, int | str | tuple[int, ...]] | None = None
-    energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    of: Literal["parameters", "macs", "seconds"] = "parameters"
-    measured: bool = False  # a layer whose factors are not faster on the recipe's target stays dense
-    calibrate: bool = False  # the last factors are fitted to what the layers see of the training data
-    lose_zeros: bool = False  # allows factors of weights that were pruned: they are dense again
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Factorize:
-        if sum(amount is not None for amount in (self.rank, self.energy, self.ratio)) != 1:
-            raise ValueError("give exactly one of rank, energy, ratio")
-        if self.of != "parameters" and self.ratio is None:
-            raise ValueError(f"of: {self.of} says what a ratio counts: give ratio")
-        return self
-
-    @property
-    def title(self) -> str:
-        amount = f"rank {self.rank}" if self.energy is None else f"{100 * self.energy:.4g} % of the energy"
-        if self.ratio is not None:
-            amount = f"{100 * self.ratio:.4g} % of the {self.of} left"
-        return f"Factorize ({', '.join(self.methods)}, {amount})"
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """One method, or several that compete."""
-        return (self.method,) if isinstance(self.method, str) else self.method
-
-
-@STEPS.entry("distill")
-class Distill(Teaching):
-    """Train the compressed network on the labels and on the soft labels of the uncompressed one."""
-
-    kind = "distill"
-    teacher: Literal["dense"] = "dense"
-
-    @property
-    def title(self) -> str:
-        return f"Distil from the dense network ({self.epochs} epochs, T = {courses.told(self.temperature)})"
-
-
-@STEPS.entry("finetune")
-class Finetune(Training):
-    """Train the compressed network on the labels alone."""
-
-    kind = "finetune"
-
-    @property
-    def title(self) -> str:
-        return f"Fine-tune ({self.epochs} epochs)"
-
-
-@STEPS.entry("deploy")
-class Deploy(Step):
-    """Build the artifact for a target. Last; `--target` on the command line replaces it.
-
-    `beside`: targets on which every row's network is also built and measured, in the same interleaved run."""
-
-    kind = "deploy"
-    target: Annotated[str, _known("targets", "TARGETS")] = "onnxruntime"
-    threads: Annotated[int, Field(ge=1)] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    beside: tuple[Annotated[str, _known("targets", "TARGETS")], ...] = ()
-
-    @property
-    def title(self) -> str:
-        return f"Deploy to {self.target}"
+from abridged.options import STEPS as STEPS
+from abridged.options import Deploy as Deploy
+from abridged.options import Distill as Distill
+from abridged.options import Factorize as Factorize
+from abridged.options import Finetune as Finetune
+from abridged.options import Fraction, Positive
+from abridged.options import Prune as Prune
+from abridged.options import Shrink as Shrink
+from abridged.options import Step as Step
+from abridged.options import Teaching as Teaching
+from abridged.options import Train as Train
+from abridged.options import Training as Training
+from abridged.written import Written
 
 
 class Budget(BaseModel):
@@ -428,7 +141,7 @@ def load(source: str | Path | Recipe | Mapping[str, Any] | list[Any] | None) -> 
     if isinstance(source, list):
         source = {"steps": source}
     if isinstance(source, Mapping):
-        return _validate(dict(source), {}, "recipe")
+        return _built(Written(dict(source), "recipe"))
     text = str(source or "default")
     if text in named():
         return from_yaml((resources.files("abridged") / "recipes" / f"{text}.yaml").read_text(), f"recipe '{text}'")
@@ -449,94 +162,25 @@ def named() -> dict[str, str]:
 
 def from_yaml(text: str, where: str) -> Recipe:
     """Parse and validate; an error is one line `WHERE, line N: …`."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-        lines = _lines(node)
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply, or an alias of itself") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{where}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
-    return _validate(data, lines, where)
+    return _built(written.from_yaml(text, where))
 
 
-Path_ = tuple[str | int, ...]
-
-
-def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
-    """Line (from 1) of every key and item, by its path in the data."""
-    if node is None:
-        return {}
-    lines = {path: node.start_mark.line + 1}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines |= _lines(value, (*path, key.value)) | {(*path, key.value): key.start_mark.line + 1}
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines |= _lines(item, (*path, index))
-    return lines
-
-
-def _validate(data: Any, lines: dict[Path_, int], where: str) -> Recipe:
-    def fail(path: Path_, message: str) -> InputError:
-        while path and path not in lines:
-            path = path[:-1]
-        line = f", line {lines[path]}" if path in lines else ""
-        return InputError(f"{where}{line}: {message}")
-
+def _built(given: Written) -> Recipe:
+    data = given.data
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list) or not data["steps"]:
-        raise fail(
-            (),
-            ["a recipe is a mapping with a list `steps:`, such as", "steps:", "  - prune: {sparsity: 0.9}"][0]
-            + " `- prune: {sparsity: 0.9}`",
-        )
+        raise given.error((), "a recipe is a mapping with a list `steps:`, such as `- prune: {sparsity: 0.9}`")
     steps = []
     for index, item in enumerate(data["steps"]):
         item = {item: {}} if isinstance(item, str) else item
+        place = ("steps", index)
         if not isinstance(item, dict) or len(item) != 1:
-            raise fail(
-                ("steps", index), f"step {index + 1} must be one `name: {{options}}`, with a name of {', '.join(STEPS)}"
+            raise given.error(
+                place, f"step {index + 1} must be one `name: {{options}}`, with a name of {', '.join(STEPS)}"
             )
         ((kind, options),) = item.items()
         if kind not in STEPS:
-            raise fail(("steps", index, kind), f"unknown step '{kind}'{nearest(str(kind), STEPS)}")
+            raise given.error((*place, kind), f"unknown step '{kind}'{nearest(str(kind), STEPS)}")
         if options is not None and not isinstance(options, dict):
-            raise fail(("steps", index, kind), f"{kind}: options must be a mapping, not {options!r}")
-        steps.append(_build(STEPS[kind], options or {}, ("steps", index, kind), fail))
-    recipe = _build(Recipe, {**data, "steps": tuple(steps)}, (), fail)
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def _build(model: type[BaseModel], data: dict[str, Any], path: Path_, fail: Any) -> Any:
-    """The pydantic model, or the first complaint as one line with the nearest right key or value."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-    loc = tuple(first["loc"])
-    name = str(loc[-1]) if loc else getattr(model, "kind", "recipe")
-    if first["type"] == "extra_forbidden":
-        known = _fields(model, loc[:-1])
-        raise fail((*path, *loc), f"unknown key '{name}'{nearest(name, known)}")
-    message = first["msg"].removeprefix("Value error, ")
-    ours = isinstance(first.get("ctx", {}).get("error"), InputError)  # says already what was given
-    given = f", not {first['input']!r}" if loc and not ours and not isinstance(first["input"], dict) else ""
-    hint = ""
-    if first["type"] == "literal_error":
-        message, choices = "must be one of " + first["ctx"]["expected"].replace(" or ", ", "), first["ctx"]["expected"]
-        hint = nearest(str(first["input"]), [choice.strip("' ") for choice in choices.replace(" or ", ",").split(",")])
-        hint = hint if "did you mean" in hint else ""
-    named = "" if ours and message.startswith(name) else f"{name}: "
-    raise fail((*path, *loc), f"{named}{message[0].lower() + message[1:]}{given}{hint}")
-
-
-def _fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    for part in loc:
-        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return list(model.model_fields)
+            raise given.error((*place, kind), f"{kind}: options must be a mapping, not {options!r}")
+        steps.append(given.built(STEPS[kind], options or {}, (*place, kind)))
+    return given.built(Recipe, {**data, "steps": tuple(steps)}, ())

@@ -26,7 +26,7 @@ from torch import nn
 
 from abridged import recipe as recipes
 from abridged import report, sources
-from abridged.data import Data, check
+from abridged.data import Data, check, content
 from abridged.delivery import deliver
 from abridged.distillation.arrange import arranged
 from abridged.distillation.terms import terms
@@ -48,6 +48,7 @@ from abridged.rundir import fingerprint, prepare
 from abridged.steps import REBUILDERS, RUNNERS, Outcome, Work, clock, join, train, zeroed
 from abridged.targets import TARGETS
 from abridged.targets.artifact import Artifact
+from abridged.training.surroundings import own_randomness
 from abridged.weights import load_into, read, save
 
 REHEARSED = 16  # samples on which a step is rehearsed
@@ -135,9 +136,11 @@ def compress(
     )
     _rehearse(plan, module)
     capture(module, plan.example)  # a model that cannot be exported is refused before anything is written
+    with own_randomness(torch.device("cpu")):
+        contents = content.fingerprint(held, ("train", "val", "test"))
     asked = {
         "model": plan.model,
-        "data": [held.name, *(held.samples(split) for split in ("train", "val"))],
+        "data": contents,
         "recipe": chosen.plain(),
         "seed": seed,
         "weights": fingerprint(module),

@@ -60,7 +60,7 @@ def _compare(out: Path, asked: dict[str, Any]) -> None:
     changed = [key for key in asked if before.get(key) != json.loads(json.dumps(asked[key]))]
     if changed:
         raise InputError(
-            f"{out}: cannot resume, it holds a run with another {' and '.join(changed)};"
+            f"{out}: cannot resume, the run there differs in {' and '.join(changed)};"
             " repeat the command that began it, or give --force to replace it"
         )
 

@@ -19,10 +19,10 @@ from abridged.factorization.factorize import factorize, rebuild, report
 from abridged.graph.graph import Graph
 from abridged.ledger import Curve
 from abridged.measurement.practice import positional
+from abridged.options import Factorize, Prune, Shrink, Teaching, Training
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
 from abridged.pruning.shrink import shrink
-from abridged.recipe import Factorize, Prune, Shrink, Teaching, Training
 from abridged.tables import Table
 from abridged.targets import build
 from abridged.training import constant, cosine, fit

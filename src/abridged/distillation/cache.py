@@ -17,12 +17,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from abridged.data.batches import Batch, each
+from abridged.data.content import digest
 from abridged.distillation.table import Outputs
 from abridged.distillation.teachers import Present
 from abridged.errors import InputError
 from abridged.files import write_atomic
 from abridged.training import Callback, Moment
-from abridged.training.checkpoint import digest
 
 SHARD = 4096  # answers per file
 KEY = 16  # bytes of a digest

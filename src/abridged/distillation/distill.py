@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from abridged.data import Batch, Data
+from abridged.data.content import digest
 from abridged.distillation import courses
 from abridged.distillation.arrange import Teachers, arranged, listed
 from abridged.distillation.cache import Remembered
@@ -23,7 +24,6 @@ from abridged.distillation.teachers import Teacher, heard, present
 from abridged.distillation.terms import Layers, Term, terms
 from abridged.errors import InputError, expect, nearest
 from abridged.training import Callback, History, adamw, fit, train_device
-from abridged.training.checkpoint import digest
 from abridged.training.options import MakeOptimizer, whole
 from abridged.training.processes import join
 from abridged.training.surroundings import borrowed

@@ -54,7 +54,9 @@ def _cosines(feature: Tensor) -> Tensor:
     products, lengths = _geometry(feature)
     if len(lengths) < 2:
         return feature.sum().view(1) * 0
-    dots = products[None] - products[:, :, None] - products[:, None, :] + products.diagonal()[:, None, None]  # (j, i, k)
+    dots = (
+        products[None] - products[:, :, None] - products[:, None, :] + products.diagonal()[:, None, None]
+    )  # (j, i, k)
     inverse = 1 / lengths.where(lengths > 0, torch.inf)
     other = _different(lengths)
     triples = other[:, :, None] & other[:, None, :]

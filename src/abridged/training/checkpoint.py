@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -104,13 +102,3 @@ def sweep(directory: Path) -> None:
     """Remove what a kill in the middle of writing left behind."""
     for part in directory.glob(f".{FILE}.*"):
         part.unlink(missing_ok=True)
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A short SHA-256 over dtypes, shapes and bits."""
-    total = hashlib.sha256()
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        total.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        total.update(plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
-    return total.hexdigest()[:16]

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from abridged.data import Batch, Data, check, evaluate, forward
+from abridged.data.content import digest, fingerprint
 from abridged.data.data import LOSSES, Loss
 from abridged.errors import AbridgedError, InputError, expect
 from abridged.progress import Task, bar
@@ -201,9 +202,9 @@ class _Run:
             "best kept": f"{self.options.keep_best} {self.options.early_stop}",
             "optimizer": f"{type(self.optimizer).__name__} {groups}",
             "scheduler": type(self.scheduler).__name__,
-            "initial weights": files.digest(self.initial["model"].values()),
+            "initial weights": digest(self.initial["model"].values()),
             "masks": None if self.masks is None else _digest(self.initial["masks"]),
-            "data": f"{self.data.name} {_fingerprint(self.data)}",
+            "data": fingerprint(self.data),
             "processes": self.processes.count,
         }
 
@@ -395,19 +396,9 @@ def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(state: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    return f"{files.digest(value for value in state.values() if isinstance(value, Tensor))} {plain}"
+    return f"{digest(value for value in state.values() if isinstance(value, Tensor))} {plain}"
 
 
 def _has_labels(data: Data) -> bool:
     first = next(iter(data.batches("val", 1)), None)
     return first is not None and first.y is not None
-
-
-def _fingerprint(data: Data) -> str:
-    """Sizes of the splits, and a digest of a sample of the values where they are tensors."""
-    counts = [data.samples("train"), data.samples("val")]
-    if not isinstance(data.train, Batch):
-        return str(counts)
-    x = data.train.x if isinstance(data.train.x, tuple) else (data.train.x,)
-    tensors = [tensor for tensor in (*x, data.train.y) if tensor is not None]
-    return f"{counts} {files.digest(tensor.reshape(-1)[:: max(1, tensor.numel() // 65536)] for tensor in tensors)}"
