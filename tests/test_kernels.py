@@ -1,27 +1,18 @@
-"""The law-suite of the kernels: every family, tile and vector width against float64, around every edge of a tile."""
+"""The law-suite of the linear kernels: every family, tile and vector width against float64, around every edge of a tile."""
 
-import ctypes
 import re
-import subprocess
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_checks import MACHINES, Args, build, call, fenced, guarded, instance
 
-from abridged.compiler.build import find_compiler
-from abridged.errors import InputError
 from abridged.kernels import FORMATS, families, instantiate, preamble
 
-SLACK = 512  # floats before and after every buffer; those before and after the outputs must stay as they were
-CONV = [name for name, family in families().items() if family.op == "conv" and "C" in family.macros]
+LINEAR = ("conv", "linear")
 TAPS = {1: (0,), 3: (-1, 0, 1), 9: (-9, -8, -7, -1, 0, 1, 7, 8, 9)}
-FLAGS = {"native": ["-march=native"], "four lanes": ["-DLANES=4"], "scalar": ["-DLANES=1"]}
-FLAGS["undefined behaviour traps"] = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-
-
-class Args(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "y", "r", "w", "b", "mask")]
+REACH = 16  # positions before and after a row's own that taps read, rounded up to whole steps
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,8 @@ def weight_of(case: Case, rng: np.random.Generator) -> np.ndarray:
     elif case.zeros == "rows":
         weight[rng.random(weight.shape) < 0.7] = 0
         weight[:, 0] = 0
+    elif case.zeros == "channels":
+        weight[:, :, ::2] = 0
     elif case.zeros == "all":
         weight[:] = 0
     if case.family == "rows_nm":
@@ -58,12 +51,15 @@ CHANNELS = {"depthwise": 1, "rows_csr_panels": 43, "rows_blocks": 8, "rows_nm": 
 
 
 def cases() -> list[Case]:
+    """Outputs, positions and taps around each tile: 1, one less, all of it, one more, primes; and every kind of zeros."""
     found = []
-    for name in [*CONV, "depthwise"]:
-        for tile in families()[name].tiles:
+    for name, family in families().items():
+        if family.op != "conv":
+            continue
+        for tile in family.tiles:
             m, nv = tile.get("M", 4), tile["NV"] * 16
             for outputs, span, taps, zeros in [
-                (1, 1, 1, "none"), (m - 1, nv - 1, 9, "rows"), (m, nv, 3, "one"), (m + 1, nv + 1, 1, "rows"),
+                (1, 1, 1, "none"), (m - 1, nv - 1, 9, "rows"), (m, nv, 3, "one"), (m + 1, nv + 1, 1, "channels"),
                 (13, 3 * nv + 5, 9, "all"), (17, 61, 9, "none"),
             ]:  # fmt: skip
                 channels, band = CHANNELS.get(name, 5), tile.get("BR", 1)
@@ -81,37 +77,9 @@ def macros_of(case: Case) -> dict[str, int | str]:
     }  # fmt: skip
 
 
-def build(text: str, folder, flags: list[str]) -> ctypes.CDLL:
-    (folder / "k.c").write_text(text)
-    try:
-        compiler = find_compiler()
-    except InputError as absent:
-        pytest.skip(str(absent))
-    options = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-sign-compare", "-Wno-type-limits"]
-    options += ["-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-DLOCAL=", *flags]
-    subprocess.run([*compiler, *options, str(folder / "k.c"), "-o", str(folder / "k.so"), "-lm"], check=True)
-    return ctypes.CDLL(str(folder / "k.so"))
-
-
-def aligned(values: np.ndarray) -> np.ndarray:
-    raw = np.empty(values.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    out = raw[start : start + values.nbytes].view(values.dtype)
-    out[:] = values.ravel()
-    return out
-
-
-def call(library: ctypes.CDLL, symbol: str, args: Args, tasks: int, split: int) -> None:
-    function = getattr(library, symbol)
-    function.argtypes = [ctypes.POINTER(Args), ctypes.c_long, ctypes.c_long]
-    cuts = np.linspace(0, tasks, split + 1).astype(int)
-    for begin, end in reversed(list(pairwise(cuts))):
-        function(args, begin, end)
-
-
 def oracle(case: Case, weight: np.ndarray, x, r, b, mask) -> tuple[np.ndarray, np.ndarray]:
     """Outputs in float64 (rows, span), and the sum of magnitudes that bounds their rounding."""
-    at = SLACK + np.arange(case.span)
+    at = REACH + np.arange(case.span)
     reads = np.stack([x[:, at + tap] for tap in TAPS[case.taps]], 1).astype(np.float64)  # (G C, T, span)
     reads = reads.reshape(case.groups, case.channels, case.taps, -1)
     y = np.einsum("goct,gctp->gop", weight.astype(np.float64), reads).reshape(-1, case.span) + b[:, None]
@@ -121,43 +89,36 @@ def oracle(case: Case, weight: np.ndarray, x, r, b, mask) -> tuple[np.ndarray, n
     return np.maximum(y, 0) * (mask[: case.span] < 0), size
 
 
-def units(symbol: str) -> str:
-    return f"long {symbol}_count(void) {{ return {symbol}_tasks; }}\n"
-
-
-@pytest.mark.parametrize("machine", FLAGS)
-def test_rows_equal_float64_around_every_edge(machine: str, tmp_path) -> None:
+@pytest.mark.parametrize("machine", MACHINES)
+def test_rows_equal_float64_around_every_edge(machine: str, tmp_path: Path) -> None:
     every = cases()
-    names = {case.family for case in every}
-    assert names == {name for name, family in families().items() if family.op == "conv"}
-    text = preamble()
-    for i, case in enumerate(every):
-        text += instantiate(families()[case.family], f"k{i}", macros_of(case)) + units(f"k{i}")
-    library = build(text, tmp_path, FLAGS[machine])
+    text = preamble() + "".join(
+        instance(families()[case.family], f"k{i}", macros_of(case)) for i, case in enumerate(every)
+    )
+    library = build(text, tmp_path, MACHINES[machine])
     for i, case in enumerate(every):
         rng = np.random.default_rng(i)
+        form, tile = FORMATS[families()[case.family].format], dict(case.tile)
         weight, row = weight_of(case, rng), int(macros_of(case)["XROW"])
-        packed = FORMATS[families()[case.family].format].pack(weight, dict(case.tile))
-        assert np.array_equal(
-            FORMATS[families()[case.family].format].unpack(packed, weight.shape, dict(case.tile)), weight
-        )
+        packed = form.pack(weight, tile)
+        assert np.array_equal(form.unpack(packed, weight.shape, tile), weight)
         inputs, outputs = case.groups * case.channels, case.groups * case.outputs
-        flat = aligned(rng.standard_normal(inputs * row + 2 * SLACK).astype(np.float32))
-        x = np.lib.stride_tricks.as_strided(flat, (inputs, row + SLACK + 16), (4 * row, 4))
-        r = aligned(rng.standard_normal(outputs * row).astype(np.float32))
+        x = rng.standard_normal(REACH + inputs * row).astype(np.float32)
+        x[REACH:].reshape(inputs, row)[:, case.span + 9 : -9] = np.nan  # beyond the taps' reach: must not show
+        r = rng.standard_normal((outputs, row)).astype(np.float32)
         b = rng.standard_normal(outputs).astype(np.float32)
         mask = np.where(rng.random(row) < 0.9, -1, 0).astype(np.int32)
         mask[case.span :] = 0
-        w = aligned(np.frombuffer(packed, np.uint8))
-        want, size = oracle(case, weight, x, r.reshape(outputs, row)[:, : case.span], b, mask)
+        seen = np.lib.stride_tricks.as_strided(x, (inputs, row + REACH), (4 * row, 4))
+        want, size = oracle(case, weight, seen, r[:, : case.span], b, mask)
         results = []
-        for split in (1, 3):
-            y = aligned(np.full(outputs * row + 2 * SLACK, np.nan, np.float32))
-            args = Args(flat[SLACK:].ctypes.data, y[SLACK:].ctypes.data, r.ctypes.data, w.ctypes.data, b.ctypes.data, mask.ctypes.data)  # fmt: skip
-            call(library, f"k{i}", args, getattr(library, f"k{i}_count")(), split)
-            assert np.isnan(y[:SLACK]).all(), case
-            assert np.isnan(y[-SLACK:]).all(), case
-            results.append(y[SLACK:-SLACK].reshape(outputs, row))
+        for split, at_end in ((1, True), (3, False)):
+            y = guarded(outputs * row, at_end)
+            buffers = [fenced(content, at_end) for content in (x, r, packed, b, mask)]
+            start = buffers[0][REACH:].ctypes.data
+            args = Args(start, y.ctypes.data, *(buffer.ctypes.data for buffer in buffers[1:]))
+            call(library, f"k{i}", args, split)
+            results.append(y.reshape(outputs, row))
         assert np.array_equal(*results), f"{case}: the split of the work shows"
         bound = (case.channels * case.taps + 3) * np.finfo(np.float32).eps * size
         assert (abs(results[0][:, : case.span] - want) <= bound).all(), case
@@ -165,32 +126,33 @@ def test_rows_equal_float64_around_every_edge(machine: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("family", [name for name, family in families().items() if family.op == "linear"])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (15, 7), (16, 16), (17, 33), (130, 67)])
-def test_matrix_vector_equals_float64(family: str, outputs: int, inputs: int, tmp_path) -> None:
-    rng = np.random.default_rng(outputs)
-    weight = rng.standard_normal((1, outputs, inputs, 1)).astype(np.float32) * (
-        rng.random((1, outputs, inputs, 1)) < 0.5
-    )
-    x, r = aligned(rng.standard_normal(inputs).astype(np.float32)), rng.standard_normal(outputs).astype(np.float32)
-    b, steps = rng.standard_normal(outputs).astype(np.float32), -(-outputs // 16) * 16
-    want = np.maximum(weight[0, :, :, 0].astype(np.float64) @ x + b + r, 0)
-    bound = (inputs + 3) * np.finfo(np.float32).eps * (abs(weight[0, :, :, 0]) @ abs(x) + abs(b) + abs(r))
-    kernel, macros = (
-        families()[family],
-        {"O": outputs, "K": inputs, "RESIDUAL": 1, "EPILOGUE(v, r)": "v_relu((v) + (r))"},
-    )
+@pytest.mark.parametrize("zeros", ["none", "rows", "one", "channels", "all"])
+def test_matrix_vector_equals_float64(family: str, zeros: str, tmp_path: Path) -> None:
+    kernel, every = families()[family], []
+    for tile in kernel.tiles:
+        for outputs, inputs in [(1, 1), (15, 7), (16, 16), (17, 33), (130, 67)]:
+            every.append(Case(family, tuple(tile.items()), 1, outputs, inputs, 1, 1, zeros))
+    epilogue: dict[str, int | str] = {"RESIDUAL": 1, "EPILOGUE(v, r)": "v_relu((v) + (r))"}
     text = preamble()
-    for i, tile in enumerate(kernel.tiles):
-        text += instantiate(kernel, f"k{i}", {**macros, **tile}) + units(f"k{i}")
-    library = build(text, tmp_path, FLAGS["native"])
-    for i, tile in enumerate(kernel.tiles):
+    for i, case in enumerate(every):
+        text += instance(kernel, f"k{i}", {"O": case.outputs, "K": case.channels, **epilogue, **dict(case.tile)})
+    library = build(text, tmp_path, MACHINES["native"])
+    for i, case in enumerate(every):
+        rng, outputs, tile = np.random.default_rng(i), case.outputs, dict(case.tile)
+        weight, steps = weight_of(case, rng), -(-outputs // 16) * 16
+        x, r, b = (rng.standard_normal(n).astype(np.float32) for n in (case.channels, outputs, steps))
+        matrix = weight[0, :, :, 0].astype(np.float64)
+        want = np.maximum(matrix @ x + b[:outputs] + r, 0)
+        magnitude = abs(matrix) @ abs(x) + abs(b[:outputs]) + abs(r)
         packed = FORMATS[kernel.format].pack(weight, tile)
         assert np.array_equal(FORMATS[kernel.format].unpack(packed, weight.shape, tile), weight)
-        w, y = aligned(np.frombuffer(packed, np.uint8)), aligned(np.full(steps + 32, np.nan, np.float32))
-        args = Args(x.ctypes.data, y.ctypes.data, r.ctypes.data, w.ctypes.data, b.ctypes.data, None)
-        call(library, f"k{i}", args, getattr(library, f"k{i}_count")(), 2)
-        assert (abs(y[:outputs] - want) <= bound).all(), tile
-        assert np.isnan(y[steps:]).all(), tile
+        for split, at_end in ((1, True), (2, False)):
+            y = guarded(steps, at_end)
+            buffers = [fenced(x, at_end, 0), fenced(r, at_end, 0), fenced(packed, at_end), fenced(b, at_end, 0)]
+            x_, r_, w_, b_ = (buffer.ctypes.data for buffer in buffers)
+            call(library, f"k{i}", Args(x_, y.ctypes.data, r_, w_, b_, None), split)
+            error = abs(y[:outputs] - want)
+            assert (error <= (case.channels + 3) * np.finfo(np.float32).eps * magnitude).all(), case
 
 
 def test_a_missing_macro_is_named() -> None:
