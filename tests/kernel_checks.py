@@ -17,7 +17,12 @@ from abridged.errors import InputError
 from abridged.kernels import Family, instantiate
 
 MACHINES = {"native": ["-O2", "-march=native"], "four lanes": ["-O2", "-DLANES=4"], "scalar": ["-O2", "-DLANES=1"]}
-MACHINES["eight lanes, undefined behaviour traps"] = ["-O1", "-DLANES=8", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+MACHINES["eight lanes, undefined behaviour traps"] = [
+    "-O1",
+    "-DLANES=8",
+    "-fsanitize=undefined",
+    "-fsanitize-undefined-trap-on-error",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-sign-compare", "-Wno-type-limits"]
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
