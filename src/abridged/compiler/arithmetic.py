@@ -39,8 +39,8 @@ def _clamp(node: Node, dtype: Dtype) -> str:
     text = "{0}"
     for bound, sign in (("min", "<"), ("max", ">")):
         limit = node.attrs[bound]
-        if limit is not None:
-            number = literal(limit, dtype)  # type: ignore[arg-type]
+        if isinstance(limit, int | float):
+            number = literal(limit, dtype)
             text = f"({text} {sign} {number} ? {number} : {text})"
     return text
 

@@ -27,7 +27,7 @@ class Column:
 
 
 def _norm(node: Node) -> str:
-    order = float(node.attrs["ord"])  # type: ignore[arg-type]
+    order = node.real("ord")
     if math.isinf(order):
         pick, start = ("v_max", "0.0f") if order > 0 else ("v_min", "INFINITY")
         return f"V s = v_set({start}); EACH(s = {pick}(s, v_abs(x))); PUT(s);"
@@ -97,9 +97,8 @@ def _mean(low: Lowering, group: Group) -> None:
 def axes_of(node: Node, rank: int) -> tuple[int, ...]:
     """The axes that a reduction or norm runs over, in order."""
     if "normalized_shape" in node.attrs:
-        return tuple(range(rank - len(node.attrs["normalized_shape"]), rank))  # type: ignore[arg-type]
-    axes = node.attrs.get("axes", (node.attrs.get("axis"),))
-    return tuple(sorted(axes))  # type: ignore[arg-type]
+        return tuple(range(rank - len(node.integers("normalized_shape")), rank))
+    return (node.integer("axis"),) if "axis" in node.attrs else tuple(sorted(node.integers("axes")))
 
 
 def _strides(rank: int, axes: Sequence[int], keepdim: bool, target: Layout, keeps: bool) -> tuple[int, ...]:
@@ -130,9 +129,9 @@ def _text(
     given = [f"v_set(a->in[{next(fields)}][r])" if p is not None else None for p in parameters]
     scale, shift = (*given, None, None)[:2]
     count = prod(shape[axis] for axis in axes)
-    free = max(0.0, count - float(node.attrs.get("correction", 0.0)))  # type: ignore[arg-type]
+    free = max(0.0, count - node.real("correction", 0.0))
     load = vector_load("x", f"(p + j * {inner[0]}{offsets[0]})", inner[0], "n")
-    eps = number(float(node.attrs.get("eps", 0.0)))  # type: ignore[arg-type]
+    eps = number(node.real("eps", 0.0))
     body = column.body if isinstance(column.body, str) else column.body(node)
     body = body.replace("COUNT", f"{count}.0f").replace("FREE", number(free)).replace("EPS", eps)
     put = vector_store(f"(out + j * {inner[1]}{offsets[1] if column.keeps else ''})", inner[1], "(value)", "n")

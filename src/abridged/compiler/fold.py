@@ -94,9 +94,7 @@ def _affine(edit: Editor, node: Node) -> tuple[Tensor, Tensor]:
     weight, bias, mean, var = (None if t is None else t.double() for t in map(edit.tensor, node.inputs[1:]))
     assert mean is not None
     assert var is not None
-    eps = node.attrs["eps"]
-    assert isinstance(eps, float)
-    deviation = torch.sqrt(var + eps)
+    deviation = torch.sqrt(var + node.real("eps"))
     scale = deviation.reciprocal() if weight is None else weight / deviation
     return scale, (0 if bias is None else bias) - mean * scale
 
@@ -111,7 +109,7 @@ def _absorbed(edit: Editor, node: Node, scale: Tensor, shift: Tensor, y: str) ->
     weight, bias = edit.tensor(node.inputs[1]), edit.tensor(node.inputs[2])
     assert weight is not None
     if node.op == "conv_transpose":  # (I, O / G, *kernel)
-        groups = int(node.attrs["groups"])  # type: ignore[arg-type]
+        groups = node.integer("groups")
         grouped = scale.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)
         factor = grouped.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
     else:

@@ -77,7 +77,7 @@ class Geometry:
         assert x is not None
         self.channel[y] = 1
         single = prod(positions(self._shape(y), 1)) == prod(positions(self._shape(x), 1)) == 1
-        if single and node.attrs["groups"] == 1:  # a matrix times a vector
+        if single and node.integer("groups") == 1:  # a matrix times a vector
             return
         self._add(y)
         window = Window(self.graph, node, y)
@@ -124,20 +124,19 @@ class Geometry:
     _see_max_pool = _see_avg_pool = _see_adaptive_avg_pool = _see_adaptive_max_pool = _see_group_norm = _see_pool
 
     def _see_permute(self, node: Node, y: str) -> None:
-        x, axes = node.inputs[0], node.attrs["axes"]
+        x, axes = node.inputs[0], node.integers("axes")
         assert x is not None
-        assert isinstance(axes, tuple)
         channel = self.channel.get(x)
         if channel is None:
             return
         self.channel[y] = axes.index(channel)
         rest = [axis for axis in axes if axis != channel]
-        if self.is_rows(x) and rest == sorted(rest):  # type: ignore[type-var]
+        if self.is_rows(x) and rest == sorted(rest):
             self._add(y)
             self._union(x, y)
 
     def _see_split(self, node: Node, y: str) -> None:
-        x, axis = node.inputs[0], node.attrs["axis"]
+        x, axis = node.inputs[0], node.integer("axis")
         assert x is not None
         for part in node.outputs:
             self.channel[part] = self.channel.get(x)
@@ -148,7 +147,7 @@ class Geometry:
     _see_slice = _see_split
 
     def _see_cat(self, node: Node, y: str) -> None:
-        axis = node.attrs["axis"]
+        axis = node.integer("axis")
         self._see_other(node, y)
         if not self.is_rows(y) or axis != self.channel[y]:
             return
@@ -219,20 +218,15 @@ class Window:
     """The window of a convolution or pool, in numbers per spatial axis."""
 
     def __init__(self, graph: Graph, node: Node, y: str) -> None:
-        def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-            found = node.attrs.get(name, default)
-            assert isinstance(found, tuple)
-            return found  # type: ignore[return-value]
-
         x = node.inputs[0]
         assert x is not None
         self.x_shape, self.y_shape = graph.values[x].shape, graph.values[y].shape
         rank = len(self.x_shape) - 2
         weight = graph.values[node.inputs[1] or ""].shape if len(node.inputs) > 1 else ()
-        self.kernel = weight[2:] if weight else numbers("kernel", ())
-        self.stride = numbers("stride", (1,) * rank)
-        self.padding = numbers("padding", (0,) * rank)
-        self.dilation = numbers("dilation", (1,) * rank)
+        self.kernel = weight[2:] if weight else node.integers("kernel")
+        self.stride = node.integers("stride", (1,) * rank)
+        self.padding = node.integers("padding", (0,) * rank)
+        self.dilation = node.integers("dilation", (1,) * rank)
 
     @property
     def strided(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 import abridged.compiler.arithmetic
 import abridged.compiler.columns
+import abridged.compiler.linear
 import abridged.compiler.reduce  # noqa: F401  (their entries of LOWER and ANY)
 from abridged.compiler.channels import drop_channels
 from abridged.compiler.emit import Sources, emit

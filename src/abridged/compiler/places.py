@@ -11,8 +11,8 @@ from abridged.compiler import scalar
 from abridged.compiler.fuse import Group
 from abridged.compiler.lower import ANY, Lowering
 from abridged.compiler.scalar import literal, missing, offset, table
-from abridged.graph.graph import Node
-from abridged.graph.ops import OPS
+from abridged.graph.graph import Attr, Node
+from abridged.graph.ops import apply
 
 Sources = dict[int, list[int]]  # by axis: which element of x stands at each place of y, -1 where none does
 
@@ -43,15 +43,19 @@ def sources(node: Node, shape: Sequence[int]) -> Sources:
 
 
 def _padded(around: tuple[int, int], size: int, mode: str) -> list[int]:
-    numbers = torch.arange(size).reshape(1, 1, size)
-    return OPS["pad"](numbers, padding=((0, 0), (0, 0), around), mode=mode, value=-1).flatten().tolist()  # type: ignore[union-attr]
+    attrs: dict[str, Attr] = {"padding": ((0, 0), (0, 0), around), "mode": mode, "value": -1}
+    return _applied("pad", torch.arange(size), attrs)
 
 
 def _nearest(size: int, attrs: dict[str, Any], axis: int) -> list[int]:
-    numbers = torch.arange(size, dtype=torch.float32).reshape(1, 1, size)  # as PyTorch rounds coordinates
-    one = {name: None if attrs[name] is None else (attrs[name][axis],) for name in ("size", "scales")}
-    y = OPS["resize"](numbers, **one, mode="nearest", align_corners=False)
-    return y.flatten().int().tolist()  # type: ignore[union-attr]
+    one: dict[str, Attr] = {name: None if attrs[name] is None else (attrs[name][axis],) for name in ("size", "scales")}
+    numbers = torch.arange(size, dtype=torch.float32)  # as PyTorch rounds coordinates
+    return _applied("resize", numbers, {**one, "mode": "nearest", "align_corners": False})
+
+
+def _applied(op: str, numbers: torch.Tensor, attrs: dict[str, Attr]) -> list[int]:
+    """What the op's own meaning does with the places of a line."""
+    return apply(Node(op, (), (), attrs), (numbers.reshape(1, 1, -1),))[0].flatten().int().tolist()
 
 
 @ANY.entry("flip", "roll", "repeat", "repeat_interleave", "pad")
@@ -68,7 +72,7 @@ def moved(low: Lowering, group: Group) -> None:
     value = f"x0[{offset(strides, names)}]"
     holes = [f"{names[axis]} < 0" for axis, found in maps.items() if -1 in found]
     if holes:
-        fill = literal(node.attrs["value"], low.value(x).dtype)  # type: ignore[arg-type]
+        fill = literal(node.real("value"), low.value(x).dtype)
         value = f"{' || '.join(holes)} ? {fill} : {value}"
     tables = " ".join(table(f"from{axis}", found) for axis, found in maps.items())
     made = scalar.step(node, shape, [source], target, f"y[{offset(target.strides)}] = {value};", tables)
@@ -106,7 +110,7 @@ def _inside(k: int, size: int) -> str:
 def _take(low: Lowering, group: Group) -> None:
     node = group.anchor
     x, index = (name or "" for name in node.inputs)
-    axis, rank = int(node.attrs["axis"]), len(low.shape(index))  # type: ignore[arg-type]
+    axis, rank = node.integer("axis"), len(low.shape(index))
     after = [f"i{rank + axis + i}" for i in range(len(low.shape(x)) - axis - 1)]
     places = [*(f"i{i}" for i in range(axis)), "k1", *after]
     _pick(low, group, places, {index: _index(low, 1, index, axis, rank)}, [_inside(1, low.shape(x)[axis])])
@@ -116,7 +120,7 @@ def _take(low: Lowering, group: Group) -> None:
 def _gather(low: Lowering, group: Group) -> None:
     node = group.anchor
     x, index = (name or "" for name in node.inputs)
-    axis, rank = int(node.attrs["axis"]), len(low.shape(x))  # type: ignore[arg-type]
+    axis, rank = node.integer("axis"), len(low.shape(x))
     places = ["k1" if i == axis else f"i{i}" for i in range(rank)]
     _pick(low, group, places, {index: _index(low, 1, index, 0, rank)}, [_inside(1, low.shape(x)[axis])])
 
@@ -151,8 +155,8 @@ def _scatter(low: Lowering, group: Group) -> None:
     """x, over which the source is then written; one unit of work, in order."""
     node, y = group.anchor, group.output
     x, index, source = (name or "" for name in node.inputs)
-    axis, shape = int(node.attrs["axis"]), low.shape(index)  # type: ignore[arg-type]
-    target = low._copy(node, low.value(x), low.layout(x), low.place(y))
+    axis, shape = node.integer("axis"), low.shape(index)
+    target = low.copy(node, low.value(x), low.layout(x), low.place(y))
     names = ["k1" if i == axis else f"r{i}" for i in range(len(shape))]
     mine = [f"r{i}" for i in range(len(shape))]
     loops = " ".join(f"for (long r{i} = 0; r{i} < {n}; r{i}++)" for i, n in enumerate(shape))

@@ -9,7 +9,8 @@ import numpy as np
 
 from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
-from abridged.compiler.lower import LOWER, Lowering, Macros, macros_of_window
+from abridged.compiler.linear import macros_of_window
+from abridged.compiler.lower import LOWER, Lowering, Macros
 from abridged.compiler.nest import extent
 from abridged.compiler.plan import Call, Choice, Layout, Step, rounded
 from abridged.compiler.resample import largest, resampled
@@ -80,9 +81,9 @@ def _group_norm(low: Lowering, group: Group) -> None:
     source, target = low.layout(x), low.place(y)
     if sizes and sizes[-1] > 1 and source.strides[-1] != 1:
         source = low.straight(node, x)
-    macros: Macros = {"C": channels, "CG": channels // int(node.attrs["groups"]), "N": batch}  # type: ignore[arg-type]
+    macros: Macros = {"C": channels, "CG": channels // node.integer("groups"), "N": batch}
     macros |= dict(zip("DHW", [*[1] * (3 - len(sizes)), *sizes], strict=True))
-    macros["EPS"] = f"{float(node.attrs['eps'])!r}f"  # type: ignore[arg-type]
+    macros["EPS"] = f"{node.real('eps')!r}f"
     for side, layout in (("X", source), ("Y", target)):
         stack, row, *pitches = layout.strides
         plane, pitch = [*[0] * (2 - len(pitches[:-1])), *pitches[:-1]]

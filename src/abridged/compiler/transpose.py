@@ -37,13 +37,12 @@ def _lower(edit: Editor, node: Node) -> None:
     w, b, y = edit.tensor(weight), edit.tensor(bias), node.outputs[0]
     assert w is not None
     assert x is not None
-    stride, padding, extra, dilation = (_ints(node, a) for a in ("stride", "padding", "output_padding", "dilation"))
+    stride, padding, extra, dilation = (node.integers(a) for a in ("stride", "padding", "output_padding", "dilation"))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:], strict=True)]
     skipped = [min(p // s, -(-e // s) - 1) for p, s, e in zip(padding, stride, reach, strict=True)]
     starts = [p - f * s for p, f, s in zip(padding, skipped, stride, strict=True)]
     kernel = [max(-(-e // s), -(-(e + o - r) // s)) for e, o, r, s in zip(reach, extra, starts, stride, strict=True)]
-    groups = node.attrs["groups"]
-    assert isinstance(groups, int)
+    groups = node.integer("groups")
     names = [edit.constant(f"{y}_phases", _phases(w, groups, stride, dilation, kernel))]
     if b is not None:
         names.append(edit.constant(f"{y}_biases", b.repeat_interleave(prod(stride))))
@@ -56,12 +55,6 @@ def _lower(edit: Editor, node: Node) -> None:
     _interleave(
         edit, replace(node, op="conv", inputs=(x, *names, *[None] * (2 - len(names))), attrs=attrs), stride, starts
     )
-
-
-def _ints(node: Node, name: str) -> Ints:
-    found = node.attrs[name]
-    assert isinstance(found, tuple)
-    return found  # type: ignore[return-value]
 
 
 def _phases(weight: Tensor, groups: int, stride: Ints, dilation: Ints, kernel: list[int]) -> Tensor:

@@ -10,23 +10,23 @@ from abridged.graph.graph import Node
 
 def view(node: Node, shape: tuple[int, ...], layout: Layout) -> list[Layout | None]:
     """The layouts of a view's outputs, given its input's; None where the elements do not lie so."""
-    attrs, strides = node.attrs, layout.strides
+    strides = layout.strides
     if node.op == "permute":
-        return [layout.at(0, tuple(strides[axis] for axis in attrs["axes"]))]  # type: ignore[union-attr,index]
+        return [layout.at(0, tuple(strides[axis] for axis in node.integers("axes")))]
     if node.op == "expand":
-        wanted: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
+        wanted = node.integers("shape")
         own = [0 if n == 1 else s for n, s in zip(shape, strides, strict=True)]
         return [layout.bare((0,) * (len(wanted) - len(shape)) + tuple(own))]
     if node.op == "reshape":
-        new = reshaped(shape, strides, attrs["shape"])  # type: ignore[arg-type]
+        new = reshaped(shape, strides, node.integers("shape"))
         return [None if new is None else layout.bare(new)]
-    axis: int = attrs["axis"]  # type: ignore[assignment]
+    axis = node.integer("axis")
     if node.op == "slice":
-        start, step = int(attrs["start"]), int(attrs["step"])  # type: ignore[arg-type]
+        start, step = node.integer("start"), node.integer("step")
         across = tuple(s * step if i == axis else s for i, s in enumerate(strides))
         keeps = layout.zero and strides[axis] == max(strides)
         return [replace(layout.at(start * strides[axis], across), zero=keeps)]
-    sizes: tuple[int, ...] = attrs["sizes"]  # type: ignore[assignment]
+    sizes = node.integers("sizes")
     keeps = layout.zero and strides[axis] == max(strides)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [replace(layout.at(start * strides[axis]), zero=keeps) for start in starts]

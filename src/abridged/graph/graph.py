@@ -55,6 +55,26 @@ class Node:
     path: str = ""  # module path, as in named_modules()
     source: str = ""  # the user's line: "net.py:12"
 
+    # Attributes whose type the reader knows; `default` where an op may lack it. `TypeError` tells a graph that is wrong.
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        found = self.attrs.get(name, default)
+        if not isinstance(found, int):
+            raise TypeError(f"{self.op}: {name} is {found!r}, not a whole number")
+        return found
+
+    def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        found = self.attrs.get(name, default)
+        if not isinstance(found, tuple) or not all(isinstance(item, int) for item in found):
+            raise TypeError(f"{self.op}: {name} is {found!r}, not whole numbers")
+        return tuple(item for item in found if isinstance(item, int))
+
+    def real(self, name: str, default: float | None = None) -> float:
+        found = self.attrs.get(name, default)
+        if not isinstance(found, int | float):
+            raise TypeError(f"{self.op}: {name} is {found!r}, not a number")
+        return float(found)
+
     def __str__(self) -> str:
         where = " ".join(part for part in (self.path, self.source) if part)
         return f"{', '.join(self.outputs)} = {self.op}({', '.join(map(str, self.inputs))})" + (
