@@ -119,8 +119,12 @@ def rows(
     groups: int,
     offsets: Sequence[int],
 ) -> None:
-    """y[o, p] = act(Σ W[o, c, t] · x[c, offsets[t] + p] + b[o], r[o, p]) over the positions p of a row."""
+    """y[o, p] = act(Σ W[o, c, t] · x[c, offsets[t] + p] + b[o], r[o, p]) over the positions p of a row.
+
+    Taps that no output has a weight for are left out."""
     node, shape = group.anchor, low.shape(group.output)
+    used = [t for t in range(len(offsets)) if weight[:, :, t].any()] or [0]
+    weight, offsets = weight[:, :, used], [offsets[t] for t in used]
     mask = mask_of(shape, channel, target)
     row = target.strides[channel]
     residual = None

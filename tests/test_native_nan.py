@@ -1,0 +1,80 @@
+"""NaN and infinity go through every weight that is stored, as in PyTorch, and through no weight that was pruned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from native_checks import poison
+from torch import Tensor, nn
+
+from abridged import targets
+from abridged.compiler import build
+from abridged.graph.capture import capture
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "3x3": (nn.Conv2d(8, 12, 3, padding=1), (2, 8, 6, 7)),
+    "strided": (nn.Conv2d(8, 12, 3, 2, 1), (2, 8, 6, 7)),
+    "grouped": (nn.Conv2d(8, 12, 3, padding=1, groups=4), (1, 8, 5, 6)),
+    "depthwise": (nn.Conv2d(8, 8, 3, padding=1, groups=8), (1, 8, 5, 6)),
+    "strided depthwise": (nn.Conv2d(8, 16, 3, 2, 1, groups=8), (1, 8, 5, 6)),
+    "transposed": (nn.ConvTranspose2d(8, 6, 3, 2, 1), (1, 8, 4, 5)),
+    "over tokens": (nn.Linear(8, 12), (2, 9, 8)),
+    "one position": (nn.Linear(40, 33), (1, 40)),
+}
+SPARSE = [name for name in LAYERS if "depthwise" not in name]  # those store every tap
+
+
+@pytest.fixture(autouse=True)
+def _fast_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "FLAGS", ("-O1", *build.FLAGS[1:]))
+
+
+def reached(layer: Any, x: Tensor) -> Tensor:
+    """Where a weight that is not zero reads an element that is not finite."""
+    marks = copy.deepcopy(layer)
+    with torch.no_grad():
+        marks.weight[:] = layer.weight != 0
+        marks.bias[:] = 0
+        return marks((~x.isfinite()).float()) > 0
+
+
+def check(layer: Any, shape: tuple[int, ...], zeros: float) -> None:
+    with torch.no_grad():
+        layer.weight *= torch.rand_like(layer.weight) >= zeros
+    inputs = []
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for at in (0, -1, torch.Size(shape).numel() // 2):  # corners, beside which there is padding, and inside
+            x = torch.randn(shape)
+            x.view(-1)[at] = bad
+            inputs.append(x)
+    with targets.build(capture(layer, inputs[0]), "native", tune=False, threads=1) as artifact, torch.no_grad():
+        for x in inputs:
+            found, there = poison(artifact)(x), reached(layer, x)
+            assert there.any() or zeros
+            assert torch.equal(found[there].isnan(), layer(x)[there].isnan())
+            assert torch.equal(found[there].nan_to_num(), layer(x)[there].nan_to_num())
+            finite = layer(x.nan_to_num(0, 0, 0))
+            torch.testing.assert_close(found[~there], finite[~there], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_stored_weight_carries_them(name: str) -> None:
+    check(*copy.deepcopy(LAYERS[name]), zeros=0.0)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_pruned_weight_carries_nothing(name: str) -> None:
+    check(*copy.deepcopy(LAYERS[name]), zeros=0.9)
+
+
+def test_a_weight_that_is_not_finite_is_stored() -> None:
+    layer = nn.Conv2d(8, 4, 1)
+    with torch.no_grad():
+        layer.weight *= 0
+        layer.weight[0, 0], layer.weight[1, 1], layer.bias[2] = torch.nan, torch.inf, -torch.inf
+    x = torch.rand(1, 8, 3, 3) + 1
+    with targets.build(capture(layer, x), "native", tune=False, threads=1) as artifact, torch.no_grad():
+        torch.testing.assert_close(poison(artifact)(x), layer(x), equal_nan=True)
