@@ -102,6 +102,11 @@ def test_what_is_built_for_elsewhere_is_checked_here_and_loads_only_there(
     assert said.stderr.startswith("run.py: was built for")
 
 
+def test_a_cpu_that_nobody_knows(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cpu 'z80': .*z80.*; name native, generic, .*riscv64.*, or a CPU that"):
+        targets.build(graph, "native", tmp_path / "net", cpu="z80")
+
+
 # ---- files ----
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_native_ops import COMPUTED, EVERY, graph_of
 from torch import Tensor, nn
 
 from abridged import targets
@@ -171,6 +172,17 @@ def test_sanitizers_find_nothing(name: str, options: dict[str, int], tmp_path: P
     agree(prints(["./main"], tmp_path / "net"), wanted)
 
 
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_sanitizers_find_nothing_in_any_op(every: int, tmp_path: Path) -> None:
+    """The cases of every op's law side by side: the eighth of them, or all."""
+    graph, _ = graph_of({name: EVERY[name] for name in COMPUTED[::every]})
+    for file, content in sources(graph, TARGET.options).items():
+        (tmp_path / file).write_bytes(content)
+    make(tmp_path, "main", f"CC={COMPILERS[0]}", f"CFLAGS={SANITIZE.replace('-g ', '')}")
+    done = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 GUARDED = """
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -258,6 +270,8 @@ def test_the_makefile_is_for_the_cpu(options: dict[str, object], cc: str, flags:
     assert flags in makefile
 
 
-def test_an_option_that_is_no_switch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vector is 1"):
-        emit("vector", tmp_path / "net", vector="yes")
+@pytest.mark.parametrize(("target", "name"), [("c", "vector"), ("c", "array"), ("native", "tune")])
+def test_an_option_that_is_no_switch_is_refused(target: str, name: str, tmp_path: Path) -> None:
+    graph = capture(nn.ReLU(), torch.zeros(3))
+    with pytest.raises(InputError, match=rf"target '{target}': {name} is 1 \(yes\) or 0 \(no\), not 'maybe'"):
+        targets.build(graph, target, tmp_path / "net", **{name: "maybe"})

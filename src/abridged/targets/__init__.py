@@ -88,6 +88,9 @@ def build(
     entry = TARGETS[target]()
     for name in options.keys() - entry.options.keys():
         raise InputError(f"target '{target}' has no option '{name}'{nearest(name, entry.options)}")
+    for name, value in options.items():
+        if isinstance(entry.options[name], bool) and value not in (0, 1):  # True and False are
+            raise InputError(f"target '{target}': {name} is 1 (yes) or 0 (no), not {value!r}")
     chosen, count = {**entry.options, **options}, thread_count(threads)
     own = Path(tempfile.mkdtemp(prefix="abridged-")) if out is None else None
     folder = own / target if own else vacant(Path(out or "."), force)

@@ -23,7 +23,6 @@ from abridged.compiler.cpus import cpu_named, flags_of
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import compile_graph
 from abridged.compiler.plan import C_TYPES
-from abridged.errors import InputError
 from abridged.graph.graph import Graph
 from abridged.targets import Target
 from abridged.targets.artifact import Array, Manifest
@@ -72,9 +71,6 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
 
 def sources(graph: Graph, options: Mapping[str, Any]) -> dict[str, bytes]:
     """Every file of the artifact by name."""
-    for name in ("vector", "array"):
-        if options[name] not in (0, 1):  # True and False are
-            raise InputError(f"target 'c': {name} is 1 (yes) or 0 (no), not {options[name]!r}")
     made = dict(compile_graph(graph).files)
     if not options["vector"]:
         made["model.c"] = b"#define LANES 1 /* plain ISO C99 */\n" + made["model.c"]
@@ -156,5 +152,5 @@ TARGET = Target(
     write=write,
     start=CEngine,
     packages=("torch",),
-    options={"cc": None, "cpu": "native", "vector": 1, "array": 0},
+    options={"cc": None, "cpu": "native", "vector": True, "array": False},
 )

@@ -15,6 +15,7 @@ import numpy as np
 from abridged import files
 from abridged.compiler import library, threads
 from abridged.compiler.build import (
+    CompilerError,
     build_library,
     compiler_version,
     cpu_name,
@@ -23,6 +24,7 @@ from abridged.compiler.build import (
     needed_cpu,
     vector_registers,
 )
+from abridged.compiler.cpus import CPUS
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library, LibraryError, require_cpu
 from abridged.compiler.pipeline import plan
@@ -78,7 +80,11 @@ class NativeEngine:
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
     compiler = find_compiler(options["cc"], options["cpu"])
     flags = machine_flags(compiler, options["cpu"])
-    needed = needed_cpu(compiler, flags)
+    try:
+        needed = needed_cpu(compiler, flags)
+    except CompilerError as error:
+        known = ", ".join(CPUS)
+        raise InputError(f"cpu '{options['cpu']}': {error}; name {known}, or a CPU that this compiler knows") from None
 
     def build(plan: Plan, folder: Path) -> None:
         sources = emit(plan)
