@@ -27,6 +27,14 @@ def test_the_compilers_page_names_files_that_are_there() -> None:
     assert all((package / name).exists() or (DOCS.parent / name).exists() for name in named)
 
 
+def test_the_page_on_distillation_names_every_loss() -> None:
+    from abridged.distillation.losses import LOSSES
+
+    page = (DOCS / "distillation.md").read_text(encoding="utf-8")
+    assert len(LOSSES) > 2
+    assert [name for name in LOSSES if f"`{name}`" not in page] == []
+
+
 def test_the_page_on_pruning_names_every_entry() -> None:
     from abridged.pruning.allocation import ALLOCATIONS
     from abridged.pruning.criteria import CRITERIA

@@ -1,6 +1,7 @@
 """What can go wrong, as two kinds: the input was wrong (exit status 2), or a promise was not kept (exit status 1)."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -24,6 +25,10 @@ class UnsupportedError(AbridgedError):
 
 class GateError(AbridgedError):
     """A check of ours was not met: a deviation above its bound, a budget missed."""
+
+
+PATH = (str, os.PathLike)  # kinds for `expect`
+NOTHING = type(None)
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:

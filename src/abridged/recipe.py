@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from abridged import written
-from abridged.errors import InputError, nearest
+from abridged.errors import NOTHING, InputError, expect, nearest
 from abridged.options import STEPS as STEPS
 from abridged.options import Deploy as Deploy
 from abridged.options import Distill as Distill
@@ -80,6 +80,7 @@ class Recipe(BaseModel):
         control: bool | None = None,
     ) -> Recipe:
         """The recipe with what the caller said in its place; None leaves it as it is."""
+        expect(budget, (Budget, Mapping, NOTHING), "budget must be an ab.Budget")
         deploy = self.deploy.model_dump() | {
             k: v for k, v in (("target", target), ("threads", threads)) if v is not None
         }

@@ -30,7 +30,7 @@ from abridged.data import Data, check, content
 from abridged.delivery import deliver
 from abridged.distillation.arrange import arranged
 from abridged.distillation.terms import terms
-from abridged.errors import GateError, InputError, nearest
+from abridged.errors import NOTHING, PATH, GateError, InputError, expect, nearest
 from abridged.factorization.factorize import factorize
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
@@ -117,6 +117,8 @@ def compress(
         raise InputError(
             "compress runs in one process; under torchrun or accelerate use ab.prune, ab.fit and ab.distill"
         )
+    expect(out, PATH, "out must be a directory")
+    expect(weights, (*PATH, NOTHING), "weights must be a file")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)

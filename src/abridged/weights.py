@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import PATH, InputError, UnsupportedError, expect
 from abridged.files import write_atomic
 
 VERSION = 1
@@ -60,6 +60,7 @@ def save(
     the model holds; the model itself stays as it is. Raises `InputError` for a mask that fits no tensor and for a path
     that cannot be written, `UnsupportedError` for what has no plain elements (sparse layouts, the meta device).
     """
+    expect(path, PATH, "weights are written to a file")
     state = _masked(_state_of(model_or_state), masks or {})
     described: dict[str, Any] = {}
     parts: dict[str, Tensor] = {}
@@ -127,6 +128,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     refused. A `.pt` may keep the tensors under exactly one of "state_dict", "model", "model_state_dict". What a file
     is, its first bytes say, not its name. Raises `InputError` for whatever is absent, cut short or inconsistent.
     """
+    expect(path, PATH, "weights are read from a file")
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -238,6 +240,7 @@ def _equal_bits(a: Tensor, b: Tensor) -> bool:
 
 def _state_of(model_or_state: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
     """Names and tensors, each of which can be stored."""
+    expect(model_or_state, (nn.Module, Mapping), "weights are those of an nn.Module or a state dict")
     whole = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     for name, tensor in whole.items():
         if not isinstance(tensor, Tensor):

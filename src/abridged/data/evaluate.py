@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from abridged.data.batches import Batch, each
 from abridged.data.data import Data, Metric, forward
-from abridged.errors import InputError
+from abridged.errors import InputError, expect
 from abridged.progress import bar
 
 
@@ -54,6 +54,9 @@ def evaluate(
     >>> score.correct, score.n, score.value
     (3, 4, 0.75)
     """
+    if not callable(predict):
+        raise InputError(f"evaluate takes a module, an artifact or a callable, not {type(predict).__name__}")
+    expect(getattr(data, "judge", None), Metric, "data must be an ab.Data")
     metric = data.judge
     batches: Iterable[Batch] = data.batches(split, batch_size, shard=shard)
     batches = rebatch(batches, batch_size) if exact else batches

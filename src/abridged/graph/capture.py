@@ -52,9 +52,20 @@ def capture(model: nn.Module | ExportedProgram, example: Example | None = None) 
     uses an op that the Graph does not have; both name the line of the user's code."""
     program = model if isinstance(model, ExportedProgram) else _export(model, example)
     try:
-        return _Reading(program, functional=False).graph()
+        return _multiplied(_Reading(program, functional=False).graph())
     except _NeedsRewritingError:
-        return _Reading(_rewritten(program), functional=True).graph()
+        return _multiplied(_Reading(_rewritten(program), functional=True).graph())
+
+
+def _multiplied(graph: Graph) -> Graph:
+    """The graph, if what it multiplies has one dtype: torch.export does not notice integers times floats, forward does."""
+    for node in graph.nodes:
+        if node.op in ("linear", "matmul", "conv", "conv_transpose"):
+            x, weight = (str(graph.values[str(name)].dtype).removeprefix("torch.") for name in node.inputs[:2])
+            if x != weight:
+                where = " ".join(part for part in (node.path, node.source) if part) or "the model"
+                raise InputError(f"{where}: forward does not accept the example: {node.op} of {x} and {weight}")
+    return graph
 
 
 def load_program(path: Path | str) -> ExportedProgram:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from abridged.data import Data
-from abridged.errors import InputError, nearest
+from abridged.errors import NOTHING, InputError, expect, nearest
 from abridged.graph.capture import capture
 from abridged.graph.graph import Graph
 from abridged.measurement import gate
@@ -104,6 +104,10 @@ def measure(
     on `split`. `source`: the module that the artifact was built from, for its theory and its deviation; if not given,
     the first module of `against` that computes the same. `example`, `seconds`, `fresh`: see `practice`. `threads`: of
     all, by default the artifact's. Raises `InputError` for what cannot be measured."""
+    expect(artifact, Artifact, "measure takes an artifact, ab.deploy(…) or ab.load(path)")
+    expect(data, (Data, NOTHING), "data must be an ab.Data")
+    expect(seconds, (int, float), "seconds must be a number")
+    expect(against, (list, tuple), "against must be a list of modules, artifacts and names of targets")
     modules = [item for item in against if isinstance(item, nn.Module)]
     _refuse(against, modules)
     count = threads or artifact.threads

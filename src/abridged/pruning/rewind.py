@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from abridged.data import Data
-from abridged.errors import InputError
+from abridged.errors import InputError, expect
 from abridged.pruning.masks import Masks
 from abridged.pruning.prune import prune
 from abridged.training import Callback, History, Moment, cosine, fit
@@ -60,6 +60,8 @@ def find_ticket(
     >>> len(ticket.histories), ticket.masks.density
     (3, 0.25)
     """
+    expect(model, nn.Module, "find_ticket takes an nn.Module")
+    expect(data, Data, "data must be an ab.Data")
     total = epochs * -(-len(data.batches("train", batch_size)) // training.get("accumulate", 1))
     _check(sparsity, rounds, rewind, total, pruning or {})
     late = Late(scheduler, rewind)

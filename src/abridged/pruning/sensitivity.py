@@ -15,7 +15,7 @@ from torch.func import functional_call
 from abridged.calibration.gradients import calibration_batches
 from abridged.data import Data
 from abridged.data.evaluate import device_of, judging
-from abridged.errors import InputError
+from abridged.errors import InputError, expect
 from abridged.files import write_atomic
 from abridged.progress import bar
 from abridged.pruning.collect import Collector
@@ -99,6 +99,7 @@ def sensitivity(
     What is a layer and which weights go is as in `prune`. Give the result to `prune` as its allocation. Raises `InputError`
     for sparsities outside (0, 1], data without labels, and whatever `prune` refuses.
     """
+    expect(model, nn.Module, "sensitivity takes an nn.Module")
     if not isinstance(data, Data):
         raise InputError(f"sensitivity needs data=ab.Data(…), not {type(data).__name__}")
     bad = [s for s in sparsities if isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s <= 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abridged import files
-from abridged.errors import InputError, nearest
+from abridged.errors import NOTHING, PATH, InputError, expect, nearest
 from abridged.tables import Table
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def build(
     """
     from abridged.targets.artifact import Artifact, thread_count, write_manifest
 
+    expect(out, (*PATH, NOTHING), "out must be a directory")
     entry = TARGETS[target]()
     for name in options.keys() - entry.options.keys():
         raise InputError(f"target '{target}' has no option '{name}'{nearest(name, entry.options)}")
@@ -115,6 +116,7 @@ def load(path: str | Path, threads: int | None = None) -> Artifact:
     """Load an artifact. Raises `InputError` when a file is missing, truncated or altered, or the runtime is missing."""
     from abridged.targets.artifact import read_manifest, thread_count
 
+    expect(path, PATH, "an artifact is loaded from a directory")
     directory, count = Path(path), thread_count(threads)
     return start(directory, read_manifest(directory), count)
 

@@ -212,8 +212,8 @@ def thread_count(threads: int | None) -> int:
     """`threads`, or by None the number of cores that this process may use. Raises `InputError` below 1."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 1 <= threads <= MOST_THREADS:
-        raise InputError(f"threads: expected at least 1 and at most {MOST_THREADS}, got {threads}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads: expected at least 1 and at most {MOST_THREADS}, got {threads!r}")
     return threads
 
 
