@@ -56,13 +56,19 @@ def require_cpu(directory: Path) -> None:
         raise LibraryError(f"was built for a CPU that has {missing[0]}, which this one lacks; build it again here")
 
 
+HUGE = 2 << 20  # bytes of a huge page
+
+
 def aligned(size: int) -> Array:
     """Zero bytes that begin with a page, on huge pages where the system has them: rows are many pages apart."""
-    memory = mmap.mmap(-1, max(size, 1))
+    whole = -(-size // HUGE) * HUGE if size >= HUGE // 2 else max(size, 1)
+    memory = mmap.mmap(-1, whole + HUGE if whole >= HUGE else whole)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    found = np.frombuffer(memory, np.uint8)
+    start = -found.ctypes.data % HUGE if whole >= HUGE else 0
+    return found[start : start + size]
 
 
 class Library:

@@ -113,41 +113,60 @@ def unpack_csr(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
 FORMATS.entry("csr")(Format(pack_csr, unpack_csr))
 
 
-def pack_csr_panels(weight: np.ndarray, tile: Tile) -> bytes:
-    """The inputs (channel · T + tap) cut into panels of at most K; the non-zeros by group, panel and row.
+def _panels(channels: int, taps: int, tile: Tile) -> list[slice]:
+    """Channels in panels of at most K inputs; an input is one tap of one channel."""
+    return cut(channels, tile["K"] // taps)
 
-    Starts of every piece of ROWS rows (uint32), values (float32), indices within the panel (uint8), counts of every row
-    in every panel (uint8)."""
+
+def pack_csr_panels(weight: np.ndarray, tile: Tile) -> bytes:
+    """The channels cut into panels of at most K inputs; the non-zeros by group, panel and piece of ROWS rows, within a piece by
+    row, the fullest rows first.
+
+    Starts of every piece (uint32), values (float32), indices within the panel (uint8: channel · T + tap), and for each piece
+    the count of every row (uint8) and which of the piece's rows it is (uint8)."""
     groups, outputs, channels, taps = weight.shape
-    flat = weight.reshape(groups, outputs, -1)
-    units = [flat[g, :, inputs] for g in range(groups) for inputs in cut(channels * taps, tile["K"])]
-    counts = np.concatenate([np.count_nonzero(unit, axis=1) for unit in units])
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    first = np.arange(len(units))[:, None] * outputs + np.arange(0, outputs, tile["ROWS"])
-    starts = np.append(ends[first.ravel()], ends[-1]).astype(np.uint32)
-    found = [np.nonzero(unit) for unit in units]
-    values = np.concatenate([unit[at] for unit, at in zip(units, found, strict=True)]).astype(np.float32)
+    pieces = [slice(first, first + tile["ROWS"]) for first in range(0, outputs, tile["ROWS"])]
+    panels = _panels(channels, taps, tile)
+    units = [
+        np.ascontiguousarray(weight[g, rows, inputs]).reshape(len(weight[g, rows]), -1)
+        for g in range(groups)
+        for inputs in panels
+        for rows in pieces
+    ]
+    counts = [np.count_nonzero(unit, axis=1) for unit in units]
+    orders = [np.argsort(-count, kind="stable") for count in counts]
+    sorted_units = [unit[order] for unit, order in zip(units, orders, strict=True)]
+    found = [np.nonzero(unit) for unit in sorted_units]
+    starts = np.cumsum([0, *(len(rows) for rows, _ in found)]).astype(np.uint32)
+    values = np.concatenate([unit[at] for unit, at in zip(sorted_units, found, strict=True)]).astype(np.float32)
     indices = np.concatenate([inputs for _, inputs in found]).astype(np.uint8)
-    return sections(starts, values, indices, counts.astype(np.uint8))
+    sizes = np.concatenate([count[order] for count, order in zip(counts, orders, strict=True)]).astype(np.uint8)
+    return sections(starts, values, indices, sizes, np.concatenate(orders).astype(np.uint8))
 
 
 def unpack_csr_panels(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
     """Inverse of `pack_csr_panels`."""
     groups, outputs, channels, taps = shape
-    cuts = cut(channels * taps, tile["K"])
-    units = groups * len(cuts)
-    starts, at = _section(data, 0, np.uint32, units * -(-outputs // tile["ROWS"]) + 1)
+    panels = _panels(channels, taps, tile)
+    firsts = range(0, outputs, tile["ROWS"])
+    rows = groups * len(panels) * outputs
+    starts, at = _section(data, 0, np.uint32, groups * len(panels) * len(firsts) + 1)
     values, at = _section(data, at, np.float32, int(starts[-1]))
     indices, at = _section(data, at, np.uint8, int(starts[-1]))
-    counts, at = _section(data, at, np.uint8, units * outputs)
-    unit, row = np.divmod(np.repeat(np.arange(units * outputs), counts), outputs)
-    group, panel = np.divmod(unit, len(cuts))
+    counts, at = _section(data, at, np.uint8, rows)
+    orders, at = _section(data, at, np.uint8, rows)
     weight = np.zeros((groups, outputs, channels * taps), np.float32)
-    weight[group, row, np.array([piece.start for piece in cuts])[panel] + indices] = values
+    units = np.split(orders.reshape(-1, outputs), firsts[1:], axis=1)  # of each piece, in every group and panel
+    row = np.concatenate([unit + np.intp(first) for unit, first in zip(units, firsts, strict=True)], axis=1)
+    unit, place = np.divmod(np.repeat(np.arange(rows), counts), outputs)
+    group, panel = np.divmod(unit, len(panels))
+    weight[group, row[unit, place], np.array([piece.start * taps for piece in panels])[panel] + indices] = values
     return weight.reshape(shape)
 
 
-FORMATS.entry("csr_panels")(Format(pack_csr_panels, unpack_csr_panels))
+FORMATS.entry("csr_panels")(
+    Format(pack_csr_panels, unpack_csr_panels, fits=lambda weight, tile: weight.shape[3] <= tile["K"])
+)
 
 
 FULL = 0.9  # share of the weights within kept blocks (or among N of M) that must not be zero for the form to pay

@@ -7,70 +7,84 @@ doc: non-zeros alone, K inputs at a time, which are first copied side by side so
 with: rows.h
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
-  - {NV: 8, K: 128, ROWS: 256}
-  - {NV: 6, K: 128, ROWS: 64}
-  - {NV: 4, K: 96, ROWS: 256}
-  - {NV: 4, K: 192, ROWS: 128}
+  - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
+  - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
+  - {NV: 3, K: 144, ROWS: 256, SUMS: 2}
+  - {NV: 8, K: 128, ROWS: 256, SUMS: 1}
 --- */
-/* An input is one tap of one channel, number channel x T + tap; they are cut into PANELS of nearly equal size, the first LARGE
- * of them one larger. Packed weights: starts (uint32, by group, panel and piece of ROWS rows), values (float), indices within
- * the panel (uint8), and how many each row has of each panel (uint8), each section at a multiple of 64 bytes.
+/* An input is one tap of one channel. Channels are cut into PANELS of nearly equal size with at most K inputs each, the first
+ * LARGE of them one channel larger. Packed weights: starts (uint32, by group, panel and piece of ROWS rows), values (float),
+ * indices within the panel (uint8: channel x T + tap), and for each piece in each panel how many each row has and which row
+ * that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
+ * then foresees where each ends. A row's weights take turns with SUMS sets of sums, which would otherwise wait for each other.
  * Between two panels a row's sums rest in the output itself. A unit of work is one piece of rows of one block of positions. */
 #define PIECES ((O + ROWS - 1) / ROWS)
-#define PANELS ((C * T + K - 1) / K)
-#define INPUTS ((C * T + PANELS - 1) / PANELS)
-#define LARGE (C * T - PANELS * (INPUTS - 1))
+#define MOST (K / T)
+#define PANELS ((C + MOST - 1) / MOST)
+#define CHANNELS ((C + PANELS - 1) / PANELS)
+#define LARGE (C - PANELS * (CHANNELS - 1))
 
 struct NAME(weights) {
     const float *values;
-    const uint8_t *indices, *counts;
+    const uint8_t *indices, *counts, *order;
 };
 
-/* Inputs first to last, n vectors each from position p on. */
-INLINE void NAME(copy)(float *panel, const float *x, long first, long last, int n)
+/* The inputs of some channels, n vectors each from position p on. */
+INLINE void NAME(copy)(float *panel, const float *x, long channels, int n)
 {
     static const int32_t taps[T] = TAPS;
-    for (long i = first; i < last; i++)
-        for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + i / T * XROW + taps[i % T] + j * LANES));
+    for (long c = 0; c < channels; c++, x += XROW)
+        for (int t = 0; t < T; t++)
+            for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));
 }
 
-INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *panel, long row, long p, int n,
+INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *panel, long first, long p, int n,
                       int begins, int ends)
 {
+    const long row = first + *w->order++;
+    const int count = *w->counts++;
     float *y = a->y + row * YROW + p;
-    const float *values = w->values;
-    const uint8_t *indices = w->indices;
-    V sum[WIDE];
+    V sum[SUMS][WIDE];
+    int i = 0;
 
-    for (int j = 0; j < n; j++) sum[j] = begins ? v_set(0.0f) : v_load(y + j * LANES);
-    for (int i = 0, count = *w->counts++; i < count; i++) {
-        const float *in = panel + indices[i] * (long)(n * LANES);
-        for (int j = 0; j < n; j++) sum[j] += values[i] * v_load(in + j * LANES);
+    for (int j = 0; j < n; j++) sum[0][j] = begins ? v_set(0.0f) : v_load(y + j * LANES);
+    for (int s = 1; s < SUMS; s++)
+        for (int j = 0; j < n; j++) sum[s][j] = v_set(0.0f);
+    for (; i + SUMS <= count; i += SUMS)
+        for (int s = 0; s < SUMS; s++) {
+            const float *in = panel + w->indices[i + s] * (long)(n * LANES);
+            for (int j = 0; j < n; j++) sum[s][j] += w->values[i + s] * v_load(in + j * LANES);
+        }
+    for (; SUMS > 1 && i < count; i++) {
+        const float *in = panel + w->indices[i] * (long)(n * LANES);
+        for (int j = 0; j < n; j++) sum[0][j] += w->values[i] * v_load(in + j * LANES);
     }
-    w->values += w->counts[-1];
-    w->indices += w->counts[-1];
-    if (ends) NAME(finish)(a, row, p, sum, n);
+    for (int s = 1; s < SUMS; s++)
+        for (int j = 0; j < n; j++) sum[0][j] += sum[s][j];
+    w->values += count;
+    w->indices += count;
+    if (ends) NAME(finish)(a, row, p, sum[0], n);
     else
-        for (int j = 0; j < n; j++) v_store(y + j * LANES, sum[j]);
+        for (int j = 0; j < n; j++) v_store(y + j * LANES, sum[0][j]);
 }
 
 INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, int n)
 {
-    _Alignas(64) float panel[INPUTS * WIDE * LANES];
+    _Alignas(64) float panel[CHANNELS * T * WIDE * LANES];
+    const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW + p;
     const uint8_t *indices = (const uint8_t *)(values + STEPS((size_t)nonzeros));
-    const uint8_t *counts = indices + ((size_t)nonzeros + 63) / 64 * 64;
-    const long first = piece * ROWS, last = MIN(first + ROWS, O);
+    const uint8_t *counts = indices + ((size_t)nonzeros + 63) / 64 * 64, *order = counts + (counted + 63) / 64 * 64;
+    const long first = piece * ROWS, rows = MIN(ROWS, O - first);
 
-    for (long k = 0, input = 0; k < PANELS; k++) {
-        const long next = input + INPUTS - (k >= LARGE), unit = group * PANELS + k;
+    for (long k = 0; k < PANELS; k++) {
+        const long channels = CHANNELS - (k >= LARGE), unit = group * PANELS + k, at = unit * O + first;
         const uint32_t start = starts[unit * PIECES + piece];
-        struct NAME(weights) w = {values + start, indices + start, counts + unit * O + first};
-        NAME(copy)(panel, x, input, next, n);
-        for (long row = first; row < last; row++)
-            NAME(row)(a, &w, panel, group * O + row, p, n, k == 0, k == PANELS - 1);
-        input = next;
+        struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
+        NAME(copy)(panel, x, channels, n);
+        for (long i = 0; i < rows; i++) NAME(row)(a, &w, panel, group * O + first, p, n, k == 0, k == PANELS - 1);
+        x += channels * XROW;
     }
 }
 
