@@ -62,7 +62,8 @@ HUGE = 2 << 20  # bytes of a huge page
 def aligned(size: int) -> Array:
     """Zero bytes that begin with a page, on huge pages where the system has them: rows are many pages apart."""
     whole = -(-size // HUGE) * HUGE if size >= HUGE // 2 else max(size, 1)
-    memory = mmap.mmap(-1, whole + HUGE if whole >= HUGE else whole)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, whole + HUGE if whole >= HUGE else whole, **private)  # shared memory gets no huge pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -7,9 +7,10 @@ doc: one input channel for each output; NV vectors of accumulators, all taps.
 with: rows.h
 macros: O G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
-  - {NV: 4}
-  - {NV: 8}
-  - {NV: 2}
+  - {NV: 4, BANDS: 1}
+  - {NV: 8, BANDS: 1}
+  - {NV: 4, BANDS: 2}
+  - {NV: 8, BANDS: 2}
 --- */
 /* Group g has one channel and O outputs (the multiplier). Packed weights are T numbers for each output. */
 INLINE void NAME(tile)(const struct args *a, long row, long p, int n)
@@ -24,12 +25,16 @@ INLINE void NAME(tile)(const struct args *a, long row, long p, int n)
     NAME(finish)(a, row, p, sum, n);
 }
 
-enum { NAME(tasks) = G * O };
+/* A unit of work is one row of one band of blocks: with bands, a thread has the same part of the map in every layer. */
+#define PARTS MIN(BLOCKS, BANDS)
+enum { NAME(tasks) = PARTS * G * O };
 
 LOCAL void SYMBOL(const struct args *a, long begin, long end)
 {
-    for (long row = begin; row < end; row++) {
-        for (long block = 0; block < WIDES; block++) NAME(tile)(a, row, BLOCK_START(block), WIDE);
-        for (long block = WIDES; block < BLOCKS; block++) NAME(tile)(a, row, BLOCK_START(block), WIDE - 1);
+    for (long u = begin; u < end; u++) {
+        const long part = u / (G * O), row = u % (G * O);
+        for (long block = part * BLOCKS / PARTS; block < (part + 1) * BLOCKS / PARTS; block++)
+            if (IS_WIDE(block)) NAME(tile)(a, row, BLOCK_START(block), WIDE);
+            else NAME(tile)(a, row, BLOCK_START(block), WIDE - 1);
     }
 }

@@ -7,7 +7,8 @@ doc: depthwise with a stride, line by line, lanes picked from the unsplit input 
 with: lines.h
 macros: O G KH KW SY SX DY DX PY PX N H W OH OW XROW XPITCH XSTACK YROW YPITCH YSTACK RROW CLEAR RESIDUAL EPILOGUE
 tiles:
-  - {NV: 4}
+  - {NV: 4, BANDS: 1}
+  - {NV: 4, BANDS: 2}
 --- */
 /* Group g has one channel and O outputs (the multiplier). Packed weights are KH x KW numbers for each output. */
 INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
@@ -30,13 +31,15 @@ INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
     }
 }
 
-enum { NAME(tasks) = G * O };
+enum { NAME(tasks) = PARTS * G * O };
 
 LOCAL void SYMBOL(const struct args *a, long begin, long end)
 {
-    for (long c = begin; c < end; c++) {
-        for (long n = 0; n < N; n++)
-            for (long oy = 0; oy < OH; oy++) NAME(line)(a, c, n, oy);
-        NAME(clear)(a, c);
+    for (long u = begin; u < end; u++) {
+        const long part = u / (G * O), c = u % (G * O);
+        for (long i = PART_START(part); i < PART_START(part + 1); i++) {
+            NAME(line)(a, c, i / OH, i % OH);
+            NAME(clear)(a, c, i / OH, i % OH);
+        }
     }
 }

@@ -7,7 +7,8 @@ doc: largest or mean of each window, any padding, dilation and overhang; a windo
 with: lines.h
 macros: C XROW YROW N XSTACK YSTACK YPITCH XPITCH XSTEP SY SX PY PX DY DX KH KW H W OH OW AVERAGE COUNT_PAD MASK CLEAR
 tiles:
-  - {}
+  - {BANDS: 1}
+  - {BANDS: 2}
 --- */
 /* How many of a window's coordinates along an axis count in a mean: all within the padded map, or within the map. */
 #define COUNT(o, s, p, k, n) \
@@ -39,28 +40,33 @@ INLINE void NAME(down)(const float *x, float *line, long oy, int j, int n)
     v_store_n(line + PX + j, v, n);
 }
 
-enum { NAME(tasks) = C };
+/* Output line (n, oy) of channel c, by way of `line`. */
+INLINE void NAME(line)(const struct args *a, float *line, const float *counts, long c, long n, long oy)
+{
+    const float *x = a->x + c * XROW + n * XSTACK;
+    int j = 0;
+    for (; j + LANES <= W; j += LANES) NAME(down)(x, line, oy, j, LANES);
+    if (W % LANES) NAME(down)(x, line, oy, j, W % LANES);
+    for (j = 0; j < LINE_VECTORS; j++) {
+        V v = NAME(strided)(line + j * LANES * SX);
+        for (int kx = 1; kx < KW; kx++) v = NAME(joined)(v, NAME(strided)(line + j * LANES * SX + kx * DX));
+        if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(oy, SY, PY, KH, H)));
+        NAME(put)(a, c, n, oy, j, v);
+    }
+}
+
+enum { NAME(tasks) = PARTS * C };
 
 LOCAL void SYMBOL(const struct args *a, long begin, long end)
 {
     float line[ROOM], counts[LINE_VECTORS * LANES];
     for (int j = 0; j < ROOM; j++) line[j] = FILL;
     for (int j = 0; j < LINE_VECTORS * LANES; j++) counts[j] = j < OW ? (float)(COUNT(j, SX, PX, KW, W)) : 1.0f;
-    for (long c = begin; c < end; c++) {
-        for (long n = 0; n < N; n++)
-            for (long oy = 0; oy < OH; oy++) {
-                const float *x = a->x + c * XROW + n * XSTACK;
-                int j = 0;
-                for (; j + LANES <= W; j += LANES) NAME(down)(x, line, oy, j, LANES);
-                if (W % LANES) NAME(down)(x, line, oy, j, W % LANES);
-                for (j = 0; j < LINE_VECTORS; j++) {
-                    V v = NAME(strided)(line + j * LANES * SX);
-                    for (int kx = 1; kx < KW; kx++)
-                        v = NAME(joined)(v, NAME(strided)(line + j * LANES * SX + kx * DX));
-                    if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(oy, SY, PY, KH, H)));
-                    NAME(put)(a, c, n, oy, j, v);
-                }
-            }
-        if (MASK) NAME(clear)(a, c);
+    for (long u = begin; u < end; u++) {
+        const long part = u / C, c = u % C;
+        for (long i = PART_START(part); i < PART_START(part + 1); i++) {
+            NAME(line)(a, line, counts, c, i / OH, i % OH);
+            if (MASK) NAME(clear)(a, c, i / OH, i % OH);
+        }
     }
 }

@@ -9,7 +9,6 @@ macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
   - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
-  - {NV: 3, K: 144, ROWS: 256, SUMS: 2}
   - {NV: 8, K: 128, ROWS: 256, SUMS: 1}
 --- */
 /* An input is one tap of one channel. Channels are cut into PANELS of nearly equal size with at most K inputs each, the first
@@ -17,7 +16,8 @@ tiles:
  * indices within the panel (uint8: channel x T + tap), and for each piece in each panel how many each row has and which row
  * that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
  * then foresees where each ends. A row's weights take turns with SUMS sets of sums, which would otherwise wait for each other.
- * Between two panels a row's sums rest in the output itself. A unit of work is one piece of rows of one block of positions. */
+ * Between two panels the rows' sums rest in memory of the thread's own. A unit of work is one piece of rows of one block of
+ * positions. */
 #define PIECES ((O + ROWS - 1) / ROWS)
 #define MOST (K / T)
 #define PANELS ((C + MOST - 1) / MOST)
@@ -38,16 +38,16 @@ INLINE void NAME(copy)(float *panel, const float *x, long channels, int n)
             for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));
 }
 
-INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *panel, long first, long p, int n,
-                      int begins, int ends)
+INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *panel, float *rest, long first, long p,
+                      int n, int begins, int ends)
 {
-    const long row = first + *w->order++;
-    const int count = *w->counts++;
-    float *y = a->y + row * YROW + p;
+    const int row = *w->order++, count = *w->counts++;
+    float *own = rest + row * (WIDE * LANES);
     V sum[SUMS][WIDE];
     int i = 0;
 
-    for (int j = 0; j < n; j++) sum[0][j] = begins ? v_set(0.0f) : v_load(y + j * LANES);
+    if (ends) NAME(expect)(a, first + row, p, n);
+    for (int j = 0; j < n; j++) sum[0][j] = begins ? v_set(0.0f) : v_load(own + j * LANES);
     for (int s = 1; s < SUMS; s++)
         for (int j = 0; j < n; j++) sum[s][j] = v_set(0.0f);
     for (; i + SUMS <= count; i += SUMS)
@@ -63,14 +63,14 @@ INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float
         for (int j = 0; j < n; j++) sum[0][j] += sum[s][j];
     w->values += count;
     w->indices += count;
-    if (ends) NAME(finish)(a, row, p, sum[0], n);
+    if (ends) NAME(finish)(a, first + row, p, sum[0], n);
     else
-        for (int j = 0; j < n; j++) v_store(y + j * LANES, sum[0][j]);
+        for (int j = 0; j < n; j++) v_store(own + j * LANES, sum[0][j]);
 }
 
 INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, int n)
 {
-    _Alignas(64) float panel[CHANNELS * T * WIDE * LANES];
+    _Alignas(64) float panel[CHANNELS * T * WIDE * LANES], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
     const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW + p;
@@ -83,7 +83,8 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
         const uint32_t start = starts[unit * PIECES + piece];
         struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
         NAME(copy)(panel, x, channels, n);
-        for (long i = 0; i < rows; i++) NAME(row)(a, &w, panel, group * O + first, p, n, k == 0, k == PANELS - 1);
+        for (long i = 0; i < rows; i++)
+            NAME(row)(a, &w, panel, rest, group * O + first, p, n, k == 0, k == PANELS - 1);
         x += channels * XROW;
     }
 }

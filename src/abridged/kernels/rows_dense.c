@@ -7,21 +7,22 @@ doc: M rows by NV vectors of accumulators in registers; weights are packed in pa
 with: rows.h
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
-  - {M: 8, NV: 3, PANELS_FIRST: 0}
-  - {M: 8, NV: 3, PANELS_FIRST: 1}
-  - {M: 6, NV: 4, PANELS_FIRST: 0}
-  - {M: 6, NV: 4, PANELS_FIRST: 1}
-  - {M: 12, NV: 2, PANELS_FIRST: 1}
-  - {M: 4, NV: 3, PANELS_FIRST: 0}
-  - {M: 4, NV: 3, PANELS_FIRST: 1}
-  - {M: 6, NV: 2, PANELS_FIRST: 0}
-  - {M: 6, NV: 2, PANELS_FIRST: 1}
+  - {M: 6, NV: 4, BAND: 1}
+  - {M: 6, NV: 4, BAND: 6}
+  - {M: 6, NV: 4, BAND: 9999}
+  - {M: 8, NV: 3, BAND: 1}
+  - {M: 4, NV: 3, BAND: 1}
+  - {M: 4, NV: 3, BAND: 9999}
+  - {M: 6, NV: 2, BAND: 1}
+  - {M: 6, NV: 2, BAND: 9999}
 --- */
-/* Rows are cut into panels as positions are into blocks. PANELS_FIRST keeps a panel of weights in the cache while the
- * positions pass; otherwise a block of positions stays and the weights pass. */
+/* Rows are cut into PANELS of at most M as positions are into blocks, and blocks into bands of at most BAND: a panel of weights
+ * stays in the nearest cache while the blocks of a band pass; then comes the next panel, and after all panels the next band. */
 #define PANELS ((O + M - 1) / M)
 #define TALL ((O + PANELS - 1) / PANELS)
 #define TALLS (O - PANELS * (TALL - 1))
+#define AHEAD 4 /* channels whose inputs are on their way */
+#define BANDS ((BLOCKS + BAND - 1) / BAND)
 
 INLINE void NAME(tile)(const struct args *a, long group, long row, long p, int m, int n)
 {
@@ -29,14 +30,18 @@ INLINE void NAME(tile)(const struct args *a, long group, long row, long p, int m
     const float *w = (const float *)a->w + row * (C * T), *x = a->x + group * C * XROW + p;
     V sum[TALL][WIDE], in[WIDE];
 
+    for (int i = 0; i < m; i++) NAME(expect)(a, row + i, p, n);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++) sum[i][j] = v_set(0.0f);
-    for (long c = 0; c < C; c++, x += XROW)
+    for (long c = 0; c < C; c++, x += XROW) {
+        for (int j = 0; j < n; j++) PREFETCH(x + AHEAD * XROW + j * LANES);
         for (int t = 0; t < T; t++, w += m) {
+            PREFETCH(w + 1024);
             for (int j = 0; j < n; j++) in[j] = v_load(x + taps[t] + j * LANES);
             for (int i = 0; i < m; i++)
                 for (int j = 0; j < n; j++) sum[i][j] += w[i] * in[j];
         }
+    }
     for (int i = 0; i < m; i++) NAME(finish)(a, row + i, p, sum[i], n);
 }
 
@@ -45,8 +50,9 @@ enum { NAME(tasks) = G * PANELS * BLOCKS };
 LOCAL void SYMBOL(const struct args *a, long begin, long end)
 {
     for (long u = begin; u < end; u++) {
-        long block = PANELS_FIRST ? u % BLOCKS : u / (G * PANELS);
-        long panel = PANELS_FIRST ? u / BLOCKS : u % (G * PANELS);
+        long band = ((u / (G * PANELS) + 1) * BANDS - 1) / BLOCKS, start = band * BLOCKS / BANDS;
+        long blocks = (band + 1) * BLOCKS / BANDS - start, rest = u - start * G * PANELS;
+        long panel = rest / blocks, block = start + rest % blocks;
         long group = panel / PANELS, i = panel % PANELS;
         long row = group * O + i * TALL - (i > TALLS ? i - TALLS : 0), p = BLOCK_START(block);
         int tall = TALLS == PANELS || i < TALLS, wide = IS_WIDE(block);

@@ -35,8 +35,10 @@ typedef uint32_t N;
 
 #ifdef __GNUC__
 #define INLINE static inline __attribute__((always_inline, unused))
+#define PREFETCH(p) __builtin_prefetch(p) /* a hint: any address will do */
 #else
 #define INLINE static inline
+#define PREFETCH(p) ((void)(p))
 #endif
 #ifndef LOCAL
 #define LOCAL static
