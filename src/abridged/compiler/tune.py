@@ -22,6 +22,7 @@ from abridged.compiler.plan import Choice, Plan, Step
 
 ROUNDS = 7, 60  # at least and at most; between them until SECONDS have passed
 SECONDS = 2.0
+CLEARLY = 0.02  # by so much another choice must be faster than the preferred one, lest noise decide
 
 Build = Callable[[Plan, Path], None]  # writes model.so and weights.bin of a plan into a directory
 
@@ -36,7 +37,7 @@ def tune(
     if any(len(step.choices) > 1 and key not in known for step, key in zip(plan.steps, keys, strict=True)):
         best: dict[str, tuple[float, Choice]] = {}
         for step, key, times in zip(plan.steps, keys, _measured(plan, build, threads, inputs, outputs), strict=True):
-            fastest = min(range(len(step.choices)), key=lambda i: times[i])
+            fastest = min(range(len(step.choices)), key=lambda i: times[i] * (1 if i == 0 else 1 + CLEARLY))
             if key not in best or times[fastest] < best[key][0]:
                 best[key] = times[fastest], step.choices[fastest]
         known |= {key: _named(choice) for key, (_, choice) in best.items()}

@@ -10,7 +10,6 @@ tiles:
   - {M: 6, NV: 4, BAND: 1}
   - {M: 6, NV: 4, BAND: 6}
   - {M: 6, NV: 4, BAND: 9999}
-  - {M: 8, NV: 3, BAND: 1}
   - {M: 4, NV: 3, BAND: 1}
   - {M: 4, NV: 3, BAND: 9999}
   - {M: 6, NV: 2, BAND: 1}
