@@ -4,6 +4,7 @@
     python benchmarks/factorization.py resnet56 --data data [--images 2000] [--out factorization.json]
     python benchmarks/factorization.py squeezenet --data data
     python benchmarks/factorization.py resnet56 --latency        milliseconds of one cell on native and onnxruntime
+    python benchmarks/factorization.py lstm                      milliseconds of an LSTM and of its factors
     python benchmarks/factorization.py resnet56 --table          what is measured so far, nothing else
 
 Every cell is written to OUT as soon as it is measured, and a cell that is there is not measured again. "fitted": last
@@ -131,6 +132,34 @@ def latency(case: Case, row: str, ratio: float) -> dict[str, Any]:
     return found
 
 
+class Words(nn.Module):
+    """An LSTM of 256 over 16 steps of 128 numbers; weights as they are drawn, since only times are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(128, 256, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 16, 128) → (N, 256)
+        return self.rnn(x)[0][:, -1]
+
+
+def lstm() -> Iterator[str]:
+    """Milliseconds of one sample, dense and at two ranks, one thread, interleaved: PyTorch's modules and onnxruntime."""
+    x = torch.randn(1, 16, 128)
+    dense = Words().eval()
+    nets = {"dense": dense} | {f"rank {rank}": ab.factorize(dense, x, rank=rank).eval() for rank in (64, 32)}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        calls: dict[str, Callable[[], Any]] = {f"PyTorch, {name}": partial(net, x) for name, net in nets.items()}
+        for name, net in nets.items():
+            artifact = ab.deploy(net, x, target="onnxruntime", out=Path(folder) / name, threads=1)
+            calls[f"onnxruntime, {name}"] = partial(artifact, x)
+        times = time_interleaved(calls, seconds=1.0, repeat=5, pause=0.02)
+    for name, net in nets.items():
+        yield f"{name}: {macs(net, x):,} MACs"
+    for name, time in times.items():
+        yield f"{name}: {time.median:.3f} ms"
+
+
 def table(cells: Cells) -> Iterator[str]:
     yield "| method | " + " | ".join(f"{ratio:.0%} of the MACs" for ratio in RATIOS) + " |"
     yield "|---" * (1 + len(RATIOS)) + "|"
@@ -146,7 +175,7 @@ def told(cell: dict[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=CASES)
+    parser.add_argument("network", choices=[*CASES, "lstm"])
     parser.add_argument("--data", type=Path, default=Path("data"), help="holds cifar10/, imagenet300/ and weights/")
     parser.add_argument("--out", type=Path, default=Path("factorization.json"))
     parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10's test set, the first ones")
@@ -156,6 +185,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what was measured, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.network == "lstm":
+        print("\n".join(lstm()))
+        return
     every: dict[str, Cells] = json.loads(options.out.read_text()) if options.out.exists() else {}
     cells = every.setdefault(options.network, {})
     if not options.table:

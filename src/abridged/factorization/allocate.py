@@ -12,7 +12,7 @@ from abridged.factorization.decomposition import Ranks
 
 @dataclass(frozen=True)
 class Option:
-    """One way to have a layer: what it costs (parameters, MACs, seconds …) and the relative squared error it makes.
+    """One way to have a layer: what it costs (parameters, MACs, seconds …), and its error, of which layers add up.
 
     No ranks: the dense layer itself, whose error is 0."""
 

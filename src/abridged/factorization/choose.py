@@ -15,6 +15,7 @@ from abridged.factorization.decomposition import Ranks
 from abridged.factorization.factoring import Factoring
 from abridged.factorization.seconds import Clock
 
+ALMOST = 1e-9  # of the energy: what a layer keeps at least, as bounds of errors may be above 1
 POINTS = 6  # ranks per layer that are timed, spread over the best by parameters
 
 Factorings = Mapping[str, Sequence[Factoring]]  # by path; several where methods compete
@@ -181,9 +182,15 @@ def _offers(factorings: Sequence[Factoring], of: str, clock: Clock | None) -> li
             sized = [Option(factoring.parameters(ranks), factoring.error(ranks), ranks) for ranks in candidates]
             candidates = worthwhile(sized, POINTS)
         offers += [
-            _Offer(_cost(factoring, ranks, of, clock), factoring.error(ranks), ranks, at) for ranks in candidates
+            _Offer(_cost(factoring, ranks, of, clock), _loss(factoring.error(ranks)), ranks, at) for ranks in candidates
         ]
     return [dense, *(offer for offer in offers if offer.cost < dense.cost)]
+
+
+def _loss(error: float) -> float:
+    """−ln of the share of the energy that a layer keeps: what all layers keep is the product (Zhang et al. 2016, section
+    3.2), and no layer can be given up for the others, as it could where errors were added."""
+    return -math.log1p(-min(error, 1 - ALMOST))
 
 
 def _dense(factoring: Factoring, of: str, clock: Clock | None) -> float:

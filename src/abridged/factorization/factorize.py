@@ -53,7 +53,7 @@ def factorize(
     `method`: a name of `METHODS`, or several that compete for each layer. How far, exactly one of: `rank` (a whole number,
     a tuple for methods of several ranks, "evbmf", or a mapping from globs over layer paths to these), `energy` (the share
     of ‖W‖² that each layer keeps, in (0, 1]), `ratio` (what is left of the whole model's `of`: "parameters", "macs" or
-    "seconds", in (0, 1); the ranks of all layers together make the sum of relative squared errors least).
+    "seconds", in (0, 1); the ranks of all layers together make the product of what they keep, 1 − error, greatest).
 
     `cost(graph) → seconds` measures on the target; with it a layer whose factors are not faster stays dense. Layers whose
     factors are not smaller always do. `report(model)` says what was done and why something was not. The factors are
