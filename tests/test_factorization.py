@@ -177,6 +177,15 @@ def test_cp_finds_a_sum_of_outer_products_again():
     assert float((found - tensor).norm() / tensor.norm()) < 1e-3
 
 
+def test_cps_components_do_not_grow_and_cancel():
+    """a⊗a⊗b + a⊗b⊗a + b⊗a⊗a has rank 3, but sums of two come as near as one likes, of ever larger norms (de Silva & Lim 2008)."""
+    a, b = torch.linalg.qr(weight_of((6, 2))).Q.T
+    tensor = sum(torch.einsum("i,j,k->ijk", *each) for each in ((a, a, b), (a, b, a), (b, a, a)))
+    components = torch.stack([factor.norm(dim=0) for factor in als(tensor, 2)]).prod(0)
+    assert components.max() < 5 * tensor.norm()
+    assert float((from_factors(als(tensor, 3)) - tensor).norm() / tensor.norm()) < 1e-5
+
+
 @pytest.mark.parametrize(("rows", "columns", "rank", "noise"), [(60, 100, 5, 1.0), (100, 60, 10, 0.5), (64, 576, 20, 1.0), (16, 144, 3, 0.1), (64, 64, 10, 1e-5), (50, 50, 0, 1.0), (64, 80, 10, 0.0), (7, 3, 1, 1e-3)])  # fmt: skip
 def test_evbmf_recovers_a_planted_rank(rows, columns, rank, noise):
     planted = weight_of((rows, rank), 1) @ weight_of((rank, columns), 2)

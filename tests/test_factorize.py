@@ -148,6 +148,10 @@ def test_a_layer_that_is_not_faster_stays_dense_when_time_is_measured(net):
     done = report(factorize(net, X, rank={"conv2": 2, "point": 2}, cost=seconds))
     assert [line.path for line in done.lines] == ["conv2"]
     assert done.left["point"] == "stays dense: rank 2 takes 3 ms, the dense layer 2 ms"
+    assert done.notes == ()
+    missed = report(factorize(net, X, ratio=0.3, cost=seconds))
+    assert "point" in missed.left
+    assert missed.notes[0].endswith("of the parameters are left, not 0.3: factors of the rest would not be faster")
 
 
 def test_a_ratio_of_seconds(net):
@@ -223,7 +227,7 @@ def test_a_saved_model_is_rebuilt(net, tmp_path):
     + [
         pytest.param(method, target, marks=pytest.mark.slow)
         for method in ("svd", "channel", "spatial", "tucker", "cp", "tt")
-        for target in ("onnxruntime", "openvino", "native")
+        for target in ("onnxruntime", "openvino", "native", "c")
     ],
 )
 def test_factors_deploy(net, method, target, tmp_path):
@@ -368,6 +372,13 @@ def tiny_data():
                 ],
                 [{"distill": {"epochs": 1}}, {"factorize": {"method": "tucker", "rank": 2}}],
                 [{"factorize": {"ratio": 0.95, "of": "seconds"}}],
+                [
+                    {"prune": {"macs": 0.8, "pattern": "channel", "epochs": 1}},
+                    "shrink",
+                    {"factorize": {"method": ["whitened", "spatial"], "ratio": 0.7, "of": "macs"}},
+                    {"distill": {"epochs": 1}},
+                    {"deploy": {"target": "native"}},
+                ],
             )
         ),
     ],

@@ -101,7 +101,8 @@ def factorize(
     layers, idle = watch(thin, layers, example)
     parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
     clock = None if cost is None else Clock(cost)
-    chosen, kept = choose(parts, amount, _total(model, example, amount), clock)
+    total = _total(model, example, amount)
+    chosen, kept = choose(parts, amount, total, clock)
     left |= idle | unfit | kept
     if not chosen:
         raise InputError(f"nothing was factorized: {_why(left)}")
@@ -117,7 +118,12 @@ def factorize(
     _check_runs(thin, example, list(chosen))
     sizes = dense_parameters(model), dense_parameters(thin)
     _REPORTS[thin] = Report(
-        f"{', '.join(methods)}, {amount.text}", tuple(lines), left, sizes, structure, _lost_zeros(chosen)
+        f"{', '.join(methods)}, {amount.text}",
+        tuple(lines),
+        left,
+        sizes,
+        structure,
+        _missed(chosen, amount, total) + _lost_zeros(chosen),
     )
     return thin
 
@@ -201,6 +207,24 @@ def _line(choice: Choice, error: float) -> Line:
         layer.path, type(layer.module).__name__, parts.method, choice.ranks,
         (layer.parameters, parts.parameters(choice.ranks)), (layer.macs, parts.macs(choice.ranks)), error,
     )  # fmt: skip
+
+
+def _missed(chosen: Mapping[str, Choice], amount: Amount, total: float) -> tuple[str, ...]:
+    """A line where layers that are not faster as factors stayed dense, and more is left than was asked."""
+    if amount.ratio is None or amount.of == "seconds":
+        return ()
+    saved = 0
+    for choice in chosen.values():
+        parts, layer = choice.factoring, choice.factoring.layer
+        saved += (
+            layer.parameters - parts.parameters(choice.ranks)
+            if amount.of == "parameters"
+            else layer.macs - parts.macs(choice.ranks)
+        )
+    left = 1 - saved / total
+    if left <= amount.ratio:
+        return ()
+    return (f"{left:.3g} of the {amount.of} are left, not {amount.ratio:g}: factors of the rest would not be faster",)
 
 
 def _lost_zeros(chosen: Mapping[str, Choice]) -> tuple[str, ...]:
