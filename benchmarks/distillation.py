@@ -11,7 +11,6 @@ answers."""
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import add, read
 from torch import Tensor, nn
 
 import abridged as ab
 from abridged.data.sets import get
-from abridged.files import write_atomic
 
 RESULTS = Path(__file__).with_suffix(".json")
 IMAGES, EPOCHS, TEACHER_EPOCHS = 2_000, 12, 5
@@ -98,27 +97,19 @@ def run(cell: str, seed: int, teacher: nn.Module, data: ab.Data, cache: Path) ->
     return {"accuracy": score.value, "seconds": time.perf_counter() - started}
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def add(path: Path, **more: Any) -> None:
-    write_atomic(path, json.dumps(dict(sorted({**read(path), **more}.items())), indent=1).encode() + b"\n")
-
-
 def cells(options: argparse.Namespace) -> None:
     """Run what is missing, seed by seed."""
     torch.set_num_threads(1)
     data = get(f"fashion-mnist:{options.data}")
     data = replace(data, val=data.val.rows(slice(0, 200)))
     teacher = teacher_of(data, options.out)
-    add(options.results, teacher=ab.evaluate(teacher, data, "test").value)
+    add(options.results, "teacher", {"accuracy": ab.evaluate(teacher, data, "test").value})
     fewer = replace(data, train=data.train.rows(slice(0, IMAGES)))
     for seed in range(options.seeds):
         for cell in options.only:
             if f"{cell} {seed}" not in read(options.results):
                 done = run(cell, seed, teacher, fewer, options.out / "cache")
-                add(options.results, **{f"{cell} {seed}": done})
+                add(options.results, f"{cell} {seed}", done)
                 print(f"{cell}, seed {seed}: {done['accuracy']:.4f}, {done['seconds']:.0f} s", flush=True)
     table(options)
 
@@ -133,7 +124,7 @@ def table(options: argparse.Namespace) -> None:
         return {seed: 100 * results[name]["accuracy"] for seed, name in names.items() if name in results}
 
     alone = of("alone")
-    print(f"Teacher: {100 * results['teacher']:.2f} %.\n" if "teacher" in results else "No teacher yet.\n")
+    print(f"Teacher: {100 * results['teacher']['accuracy']:.2f} %.\n" if "teacher" in results else "No teacher yet.\n")
     print("| loss | test accuracy, % | gain, points | seeds |", "|---|---|---|---|", sep="\n")
     for cell in CELLS:
         values = of(cell)
