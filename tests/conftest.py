@@ -45,3 +45,13 @@ def torchvision_models():
     from abridged.sources import import_torchvision
 
     return import_torchvision()
+
+
+@pytest.fixture(scope="module")
+def fast_builds():
+    """Emitted C is compiled fast: for tests that ask whether it is right, of many small networks."""
+    from abridged.compiler import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", ("-O1", *build.FLAGS[1:]))
+        yield

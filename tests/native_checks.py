@@ -1,11 +1,20 @@
 """How a network of target `native` is held against the oracle."""
 
+from collections.abc import Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from abridged import targets
-from abridged.compiler.library import _pointer
+from abridged.compiler import threads
+from abridged.compiler.build import build_library, find_compiler
+from abridged.compiler.library import Library, _pointer
+from abridged.compiler.pipeline import compile_graph
 from abridged.graph.capture import capture
+from abridged.graph.graph import Graph
 from abridged.graph.interpret import interpret
 from abridged.targets.artifact import Artifact
 
@@ -27,3 +36,19 @@ def agrees(module: nn.Module, *inputs: Tensor) -> None:
     bound = max(8 * own, 4e-6 * exact.abs().max().item())
     with targets.build(graph, "native", threads=2, tune=False) as artifact:
         assert (poison(artifact)(*inputs) - exact).abs().max().item() <= bound
+
+
+def without_passes(graph: Graph, without: Collection[str], inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
+    """The flat outputs, on two threads, of the network compiled without some passes."""
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, content in compile_graph(graph, without=without).files.items():
+            (folder / name).write_bytes(content)
+        (folder / "threads.c").write_bytes(threads.source())
+        parts, out = {"model.c": 1, "threads.c": 1}, folder / "model.so"
+        build_library(parts, folder, out, compiler=find_compiler(), flags=[])
+        library = Library(folder, 2)
+        outputs = [np.empty(graph.values[name].shape, np.float32) for name in graph.outputs]
+        library.run([x.numpy() for x in inputs], outputs)
+        library.close()
+    return outputs

@@ -95,7 +95,10 @@ STEPS: dict[str, tuple[Callable[[Draw, Tensor], Any], Callable[[Any, Tensor], Te
     "conv": (_conv, lambda layer, x: layer(x)),
     "activation": (lambda draw, x: draw(st.sampled_from(list(ACTIVATIONS))), lambda name, x: ACTIVATIONS[name](x)),
     "batch norm": (lambda draw, x: nn.BatchNorm2d(x.shape[1]), lambda layer, x: layer(x)),
-    "group norm": (lambda draw, x: nn.GroupNorm(1, x.shape[1]), lambda layer, x: layer(x)),
+    "group norm": (
+        lambda draw, x: nn.GroupNorm(1, x.shape[1]),
+        lambda layer, x: layer(x) if x.numel() > x.shape[1] else x,  # PyTorch refuses one number per channel
+    ),
     "max pool": (
         lambda draw, x: (draw(st.integers(1, min(3, *x.shape[2:]))), draw(st.integers(1, 2)), draw(st.booleans())),
         lambda how, x: F.max_pool2d(x, how[0], how[1], how[0] // 2, ceil_mode=how[2]),
@@ -149,6 +152,9 @@ class RandomNetwork(nn.Module):
         super().__init__()
         self.steps = steps
         self.layers = nn.ModuleList([layer for *_, layer in steps if layer is not None])
+
+    def extra_repr(self) -> str:
+        return "\n".join(f"{name} of {reads} {layer or how}" for name, reads, how, layer in self.steps)
 
     def forward(self, *inputs: Tensor) -> Any:
         values = list(inputs)

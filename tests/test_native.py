@@ -1,7 +1,5 @@
 """Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
 
-import subprocess
-import sys
 import threading as python_threads
 from pathlib import Path
 
@@ -10,14 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_checks import agrees
+from native_checks import agrees, without_passes
 from torch import Tensor, nn
 
 from abridged import targets
-from abridged.compiler import threads
-from abridged.compiler.build import build_library, find_compiler
-from abridged.compiler.library import Library
-from abridged.compiler.pipeline import compile_graph
+from abridged.compiler.build import find_compiler
 from abridged.errors import InputError, UnsupportedError
 from abridged.graph.capture import capture
 from abridged.graph.interpret import interpret
@@ -168,14 +163,30 @@ def test_strided_depthwise(multiplier, kernel, stride, padding, height: int, wid
     agrees(net, torch.randn(2, 3, height, width))
 
 
-def test_nan_goes_through_stored_weights() -> None:
-    conv = nn.Conv2d(2, 2, 1, bias=False)
-    with torch.no_grad():
-        conv.weight[:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, :, None, None]
-    x = torch.zeros(1, 2, 4, 4)
-    x[0, 0, 1, 1] = torch.nan
-    with targets.build(capture(nn.Sequential(conv, nn.ReLU()), x), "native", threads=1) as artifact:
-        assert artifact(x)[0, 0].isnan().sum() == 1
+class Rolled(nn.Module):
+    """A cat along an axis of positions, of parts that lie at the pitch of the whole; a padded convolution reads it."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.before, self.after = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.before(x)
+        n = x.shape[self.axis]
+        y = torch.cat([x.narrow(self.axis, 1, n - 1), x.narrow(self.axis, 0, 1)], self.axis)
+        return self.after(y), y.permute(0, 2, 3, 1).sigmoid()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 3, 1, 16), (2, 3, 17, 2)])
+def test_parts_of_a_cat_lie_between_one_another(axis: int, shape: tuple[int, ...], fast_builds: None) -> None:
+    x = torch.randn(shape)
+    if shape[axis] > 1:
+        module = Rolled(axis).eval()
+        graph = capture(module, x)
+        for found, exact in zip(without_passes(graph, (), (x,)), interpret(graph, x, dtype=torch.float64), strict=True):
+            assert np.abs(found - exact.detach().numpy()).max() < 1e-5
 
 
 def test_unsupported_op_names_its_module() -> None:
@@ -198,31 +209,13 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         find_compiler("tinycc")
 
 
-def test_run_py_needs_numpy_alone(network: nn.Module, tmp_path: Path) -> None:
-    x = torch.randn(1, 3, 33, 29)
-    with targets.build(capture(network, x), "native", tmp_path / "net", tune=False, threads=2) as artifact:
-        expected = artifact(x).numpy()
-    np.save(tmp_path / "x.npy", x.numpy())
-    bare = "import sys; sys.modules['torch'] = sys.modules['abridged'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    command = [sys.executable, "-c", bare, str(tmp_path / "net" / "run.py"), "x.npy"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "output0.npy"), expected)
-
-
 @pytest.mark.parametrize(
     "without", ["fold_constants", "fold_batch_norms", "drop_channels", "drop_dead", "fuse", "reuse"]
 )
-def test_every_pass_is_optional(without: str, tmp_path: Path) -> None:
-    module, x = Block(5, 3, nn.SiLU()).eval(), torch.randn(2, 5, 7, 9)
-    graph = capture(module, x)
-    sources = compile_graph(graph, without=[without])
-    for name, content in sources.files.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "threads.c").write_bytes(threads.source())
-    build_library({"model.c": 1, "threads.c": 1}, tmp_path, tmp_path / "model.so", compiler=find_compiler(), flags=[])
-    library, out = Library(tmp_path, 2), np.empty((2, 5, 7, 9), np.float32)
-    library.run([x.numpy()], [out])
-    library.close()
+def test_every_pass_is_optional(without: str) -> None:
+    x = torch.randn(2, 5, 7, 9)
+    graph = capture(Block(5, 3, nn.SiLU()).eval(), x)
+    (out,) = without_passes(graph, [without], (x,))
     assert np.abs(out - interpret(graph, x, dtype=torch.float64).detach().numpy()).max() < 1e-5
 
 

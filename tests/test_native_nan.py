@@ -11,8 +11,9 @@ from native_checks import poison
 from torch import Tensor, nn
 
 from abridged import targets
-from abridged.compiler import build
 from abridged.graph.capture import capture
+
+pytestmark = pytest.mark.usefixtures("fast_builds")
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "3x3": (nn.Conv2d(8, 12, 3, padding=1), (2, 8, 6, 7)),
@@ -25,11 +26,6 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "one position": (nn.Linear(40, 33), (1, 40)),
 }
 SPARSE = [name for name in LAYERS if "depthwise" not in name]  # those store every tap
-
-
-@pytest.fixture(autouse=True)
-def _fast_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "FLAGS", ("-O1", *build.FLAGS[1:]))
 
 
 def reached(layer: Any, x: Tensor) -> Tensor:

@@ -4,52 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import run64
-from native_checks import poison
+from native_checks import poison, without_passes
 from random_networks import RandomNetwork, networks
 from torch import Tensor
 
 from abridged import targets
-from abridged.compiler import build, threads
-from abridged.compiler.library import Library
-from abridged.compiler.pipeline import PASSES, compile_graph
+from abridged.compiler.pipeline import PASSES
 from abridged.graph.capture import capture
-from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 
 OPTIONAL = [*PASSES, "fuse", "reuse"]
+pytestmark = pytest.mark.usefixtures("fast_builds")  # is the C right, not: is it fast
 FAST = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_builds() -> Any:
-    """What is asked is whether the C is right, not whether it is fast."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "FLAGS", ("-O1", *build.FLAGS[1:]))
-        yield
-
-
-def without_passes(graph: Graph, without: set[str], inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
-    """The flat outputs of the network compiled without some passes."""
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        for name, content in compile_graph(graph, without=without).files.items():
-            (folder / name).write_bytes(content)
-        (folder / "threads.c").write_bytes(threads.source())
-        parts, compiler = {"model.c": 1, "threads.c": 1}, build.find_compiler()
-        build.build_library(parts, folder, folder / "model.so", compiler=compiler, flags=[])
-        library = Library(folder, 2)
-        outputs = [np.empty(graph.values[name].shape, np.float32) for name in graph.outputs]
-        library.run([x.numpy() for x in inputs], outputs)
-        library.close()
-    return outputs
 
 
 def holds(drawn: tuple[RandomNetwork, tuple[Tensor, ...]], without: set[str]) -> None:

@@ -223,8 +223,16 @@ def _cat(low: Lowering, group: Group) -> None:
     node, y = group.anchor, group.output
     axis = node.integer("axis")
     whole, first = low.place(y), 0
+    rows = low.geometry.is_rows(y) and low.geometry.channel[y] == axis and whole.type == "float"
     for x in node.inputs:
         assert x is not None
-        if low.geometry.inside.get(x) != (y, first):
-            low.copy(node, low.value(x), low.layout(x), whole.at(first * whole.strides[axis]))
+        part = whole.at(first * whole.strides[axis])
+        if not rows:
+            # The parts lie between one another: each writes its own elements alone, and nothing is cleared after the first.
+            make = nest.elementwise if whole.type == "float" else scalar.elementwise
+            step = make(node, low.shape(x), [low.layout(x)], replace(part, zero=False), "{0}")
+            clears = ((whole, nest.extent(low.shape(y), whole)),) if whole.zero and not first else ()
+            low.add(replace(step, clears=clears))
+        elif low.geometry.inside.get(x) != (y, first):
+            low.copy(node, low.value(x), low.layout(x), part)
         first += low.shape(x)[axis]
