@@ -9,7 +9,8 @@ cell that is there is not run again. The table marks cells that have not been ru
 54,000 training images in batches of 100, SGD with Nesterov momentum 0.9, weight decay 0.0005, learning rate 0.1; accuracy on
 the 10,000 test images after the last epoch. With `--epochs 100` the protocol is that of Dettmers & Zettlemoyer 2019: a tenth
 of the learning rate after 25,000 steps and a hundredth after 50,000. Any other number of epochs, 20 unless it is given, has a
-learning rate that rises over the first twentieth of the steps and falls to zero along a cosine, for all methods alike.
+learning rate that rises over the first twentieth of the steps and falls to zero along a cosine, for all methods alike; sparse
+momentum and SET exchange weights a hundred times in either, which is once an epoch in theirs.
 """
 
 from __future__ import annotations
@@ -64,42 +65,48 @@ def lenet_5() -> nn.Module:
 NETWORKS = {"lenet-300-100": lenet_300_100, "lenet-5": lenet_5}
 
 
-# --- methods: (model, data, density, steps of the training, steps of an epoch) → masks ------------------------------------
+# --- methods: (model, data, density, steps of the training, seed) → masks ---------------------------------------------------------
 
 Method = Callable[[nn.Module, ab.Data, float, int, int], ab.Masks | None]
 
 
-def dense(model: nn.Module, data: ab.Data, density: float, steps: int, epoch: int) -> None:
+def dense(model: nn.Module, data: ab.Data, density: float, steps: int, seed: int) -> None:
     return None
 
 
-def regrown(way: str, allocation: str, per_epoch: bool) -> Method:
-    def make(model: nn.Module, data: ab.Data, density: float, steps: int, epoch: int) -> ab.Masks:
-        every = epoch if per_epoch else 100
-        return ab.prune(
-            model, 1 - density, criterion="random", allocation=allocation, regrow=way, steps=steps, every=every
-        )
+def regrown(way: str, allocation: str, every: int = 0) -> Method:
+    """Exchange weights after every so many steps, or (0) a hundred times."""
+
+    def make(model: nn.Module, data: ab.Data, density: float, steps: int, seed: int) -> ab.Masks:
+        options = {
+            "allocation": allocation,
+            "regrow": way,
+            "steps": steps,
+            "every": every or steps // THEIRS,
+            "seed": seed,
+        }
+        return ab.prune(model, 1 - density, criterion="random", **options)
 
     return make
 
 
 def before(criterion: str, allocation: str = "global") -> Method:
-    def make(model: nn.Module, data: ab.Data, density: float, steps: int, epoch: int) -> ab.Masks:
-        return ab.prune(model, 1 - density, criterion=criterion, allocation=allocation, data=data)
+    def make(model: nn.Module, data: ab.Data, density: float, steps: int, seed: int) -> ab.Masks:
+        return ab.prune(model, 1 - density, criterion=criterion, allocation=allocation, data=data, seed=seed)
 
     return make
 
 
-def gradual(model: nn.Module, data: ab.Data, density: float, steps: int, epoch: int) -> ab.Masks:
+def gradual(model: nn.Module, data: ab.Data, density: float, steps: int, seed: int) -> ab.Masks:
     return ab.prune(model, 1 - density, schedule="cubic", steps=round(0.7 * steps), every=100)
 
 
 METHODS: dict[str, Method] = {
     "dense": dense,
-    "sparse-momentum": regrown("sparse-momentum", "uniform", per_epoch=True),
-    "rigl": regrown("rigl", "erk", per_epoch=False),
+    "sparse-momentum": regrown("sparse-momentum", "uniform"),
+    "rigl": regrown("rigl", "erk", every=100),
     "gradual": gradual,
-    "set": regrown("set", "erk", per_epoch=True),
+    "set": regrown("set", "erk"),
     "snip": before("snip"),
     "grasp": before("grasp"),
     "synflow": before("synflow"),
@@ -136,8 +143,7 @@ def steps_down(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_s
 def cell(data: ab.Data, network: str, method: str, density: float, seed: int, epochs: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = NETWORKS[network]()
-    epoch = TRAIN // BATCH
-    masks = METHODS[method](model, data, density, epochs * epoch, epoch)
+    masks = METHODS[method](model, data, density, epochs * TRAIN // BATCH, seed)
     started = time.process_time()
     ab.fit(
         model, data, epochs=epochs, optimizer=sgd, scheduler=steps_down if epochs == THEIRS else cosine, masks=masks,

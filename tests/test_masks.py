@@ -191,6 +191,20 @@ def test_what_stays_keeps_every_bit(dtype):
     assert_held(masks, model)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_model_is_converted_while_its_masks_are_held(inference):
+    model = nn.Linear(6, 4)
+    with torch.inference_mode(inference):
+        mask = torch.rand(4, 6) < 0.5
+    masks = Masks.rebuild(model, {"weight": mask})
+    masks.hold(torch.optim.SGD(model.parameters(), 0.1))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        model.to(dtype)
+        model.weight.data.fill_(1.0)
+        masks.step()
+        assert torch.equal(model.weight != 0, mask)
+
+
 def test_a_mask_that_is_written_to_is_obeyed_from_then_on():
     model = nn.Linear(2, 1, bias=False)
     masks = prune(model, 0.5)

@@ -181,10 +181,11 @@ class Masks(Mapping[str, Tensor]):
 
     def _remembered(self, name: str, parameter: Tensor) -> Tensor:
         """The bits of a mask, computed once for the many steps between two changes of it."""
-        mask = self._masks[name]
+        mask, wide = self._masks[name], parameter.element_size()
+        version = 0 if mask.is_inference() else mask._version  # counts what was written to it since
         known = self._bits.get(name)
-        if known is None or known[0] is not mask or known[1] != mask._version:
-            known = self._bits[name] = (mask, mask._version, bits(mask, parameter))
+        if known is None or known[0] is not mask or (known[1], known[2].element_size()) != (version, wide):
+            known = self._bits[name] = (mask, version, bits(mask, parameter))
         return known[2]
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
