@@ -102,3 +102,41 @@ def test_when_forward_bears_no_cut_the_error_says_why():
     net = Layers(lambda m, x: m.b(m.a(x).reshape(-1, 8)), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
     with pytest.raises(InputError, match=r"nothing to prune: left, forward does not bear it: .*: a.weight"):
         ab.prune(net, 0.5, pattern="channel", example=torch.zeros(5, 3))
+
+
+def test_parametrized_weights_are_refused_by_name():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 8)), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ab.UnsupportedError, match=r"^0.weight is made by a parametrization.*remove_parametrizations"):
+        ab.prune(net, 0.5, pattern="channel", example=torch.zeros(2, 3))
+    nn.utils.parametrize.remove_parametrizations(net[0], "weight")
+    ab.prune(net, 0.5, pattern="channel", example=torch.zeros(2, 3), say=None)
+
+
+def test_a_model_that_answers_nan_with_its_channels_at_zero_is_refused():
+    net = Layers(
+        lambda m, x: m.b((y := m.a(x)) / y.detach().abs().amax(0)), a=nn.Linear(3, 8, bias=False), b=nn.Linear(8, 2)
+    )
+    with pytest.raises(ab.UnsupportedError, match="even its whole copy, with the channels at zero, is no good"):
+        ab.prune(net, 0.5, pattern="channel", example=torch.ones(2, 3))
+
+
+def test_what_training_mode_does_not_bear_is_left():
+    def forward(m, x):
+        y = m.a(x)
+        return m.c(torch.relu(m.b(torch.relu(y + torch.zeros(8) if m.training else y))))
+
+    net = Layers(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 2)).eval()
+    masks = ab.prune(net, 0.5, pattern="channel", example=torch.ones(2, 3), say=None)
+    assert any("does not bear it in training mode" in line and "a.weight" in line for line in masks.summary)
+    small = ab.shrink(net, torch.ones(2, 3), say=None)
+    assert (small.a.out_features, small.b.out_features) == (8, 3)
+    assert not small.training
+    assert small.train()(torch.ones(2, 3)).shape == (2, 2)
+
+
+def test_a_norm_that_wants_more_than_one_value_in_training_is_no_reason():
+    model = cnn()
+    ab.prune(
+        model, 0.5, pattern="channel", example=torch.ones(1, 3, 5, 5), say=None
+    )  # one value per channel at the end
+    assert ab.shrink(model, torch.ones(1, 3, 5, 5), say=None)[3].out_channels == 3

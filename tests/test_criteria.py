@@ -359,3 +359,12 @@ def test_movement_accumulates_while_training_and_resumes():
 def test_movement_at_once_is_refused():
     with pytest.raises(UnsupportedError, match="learnt while training: give a schedule such as 'cubic'"):
         prune(nn.Linear(6, 3), 0.5, criterion="movement")
+
+
+@pytest.mark.parametrize("criterion", ["obd", "grasp"])
+def test_second_derivatives_pass_through_attention(criterion):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 2)).eval()
+    x, y = torch.randn(6, 3, 8), torch.arange(6) % 2
+    masks = prune(model, 0.5, criterion=criterion, data=Data((x, y), (x, y), (x, y)), say=None)
+    assert masks.sparsity == 0.5

@@ -175,3 +175,11 @@ def test_counts_by_hand():
     assert [count(0.5, n) for n in range(6)] == [0, 1, 1, 2, 2, 3]  # halves stay
     assert count(1 - 0.9, 10) == 1
     assert count(1.0, 7) == 7
+
+
+@given(seed=st.integers(0, 1000), keep=st.integers(0, 40), guess=st.one_of(st.none(), st.floats(-3, 3)))
+def test_a_guess_at_the_cut_changes_nothing(seed, keep, guess):
+    generator = torch.Generator().manual_seed(seed)
+    units = torch.randint(-3, 4, (1, 40), generator=generator).float()
+    for cut in (guess, float(units[0, seed % 40])):
+        assert torch.equal(top(units, keep, cut), top(units, keep))

@@ -73,3 +73,14 @@ def test_a_bar_may_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with bar("hidden", 1, shown=False) as task:
         task.advance()
     assert terminal.getvalue() == ""
+
+
+def test_lines_stand_above_a_bar(monkeypatch):
+    terminal = use_terminal(monkeypatch)
+    with bar("train", total=2) as task:
+        progress.say("12 of [bold] weights")
+        task.advance()
+    progress.say("after")
+    shown = text(terminal)
+    assert "12 of [bold] weights" in shown
+    assert shown.rstrip().endswith("after")

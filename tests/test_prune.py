@@ -394,6 +394,12 @@ MISTAKES = {
     "nothing left": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: include and exclude leave none of 0.wei"),
     "only norms": ({"sparsity": 0.5, "include": ["1"]}, "nothing to prune"),
     "regrow": ({"sparsity": 0.5, "regrow": "rigl"}, "regrow needs steps"),
+    "too little": ({"sparsity": 0.001}, "sparsity=0.001 removes nothing of 0.weight, 3.weight, 5.weight: ask for more"),
+    "low threshold": ({"threshold": 1e-9}, "threshold=1e-09 removes nothing"),
+    "agent of weights": ({"sparsity": 0.5, "allocation": "ddpg"}, "give sparsity and of='macs'"),
+    "agent without data": (
+        {"sparsity": 0.5, "of": "macs", "allocation": "ddpg", "example": torch.zeros(1, 3, 8, 8)}, "judges on data",
+    ),
 }  # fmt: skip
 
 
@@ -465,3 +471,16 @@ def test_masks_of_100_million_parameters_in_two_seconds():
     )
     assert abs(masks.sparsity - 0.9) < 1e-8
     assert busy < 8  # not the wall clock: other work on the machine must not fail this test
+
+
+def test_every_call_says_what_it_touched_and_what_it_did_not(capsys):
+    prune(cnn(), 0.5, exclude=["0"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0].startswith("1 of 2 convolutions, 1 of 1 linear layers: ")
+    assert "left by include and exclude: 0.weight" in err
+    lines = []
+    masks = prune(cnn(), 0.5, say=lines.append)
+    assert tuple(lines) == masks.summary
+    prune(cnn(), 0.5, say=None)
+    assert capsys.readouterr() == ("", "")

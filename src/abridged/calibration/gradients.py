@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from abridged.data import Batch, Data
 from abridged.data.batches import each, mix
@@ -67,7 +68,10 @@ def gradients(
             found["gradient_squared"] = _mean(
                 weights, single, lambda one: _squares(_gradient(loss(weights, one), weights))
             )
-    with _measuring(model, by_batch=True) as call, torch.enable_grad():
+    # Of attention's kernels only the plain one can be derived twice.
+    twice = wanted & {"hessian_gradient", "hessian_diagonal"}
+    plain = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
+    with _measuring(model, by_batch=True) as call, torch.enable_grad(), plain:
         loss = _loss_of(call, data, device_of(model))
         if wanted & {"gradient", "hessian_gradient"}:
             found["gradient"] = _mean(weights, batches, lambda batch: _gradient(loss(weights, batch), weights))

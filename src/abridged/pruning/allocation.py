@@ -36,6 +36,12 @@ class Layer:
         return self.size // self.units.numel()
 
 
+class Ranked(dict[str, float]):
+    """Densities that one ranking of all units gave, and the score at which it was cut."""
+
+    cut: float | None = None
+
+
 # (layers by parameter name, density of all their weights) → density of each.
 Allocation = Callable[[Mapping[str, Layer], float], dict[str, float]]
 ALLOCATIONS: Table[Allocation] = Table("allocation")
@@ -71,10 +77,12 @@ def global_(layers: Mapping[str, Layer], density: float) -> dict[str, float]:
     kept = {name: int((part > cut).count_nonzero()) for name, part in units.items()}
     spare = keep - sum(kept.values())
     for name, part in units.items():
-        tied = min(spare, int((part == cut).count_nonzero()))
+        tied = min(spare, int((part == cut).count_nonzero())) if spare else 0
         kept[name] += tied
         spare -= tied
-    return {name: kept[name] / part.numel() for name, part in units.items()}
+    densities = Ranked({name: kept[name] / part.numel() for name, part in units.items()})
+    densities.cut = cut
+    return densities
 
 
 @ALLOCATIONS.entry("erdos-renyi", "er")

@@ -157,6 +157,7 @@ def channels(
         raise InputError("pattern 'channel' follows the network's channels: give example=, an input of it")
     include, exclude = listed(include), listed(exclude)
     coupling = couple(capture(model, example), exact=exact)
+    _check_plain(coupling)
     makers = {number: makers_of(coupling, group) for number, group in enumerate(coupling.groups)}
     names = (key for constant in coupling.graph.constants.values() for key in constant.keys)
     check(names, (*include, *exclude), "parameter and no module that has one")
@@ -174,6 +175,17 @@ def channels(
         none = "attention heads that could go" if heads else "channels that could go"
         raise InputError(f"nothing to prune: {why or f'the model has no {none}'}")
     return Channels(coupling, groups, _scores(model, coupling, groups, criterion, collector, seed), round_to, lines)
+
+
+def _check_plain(coupling: Coupling) -> None:
+    for constant in coupling.graph.constants.values():
+        path, _, rest = constant.keys[0].partition("parametrizations.")
+        if rest:
+            name = rest.partition(".")[0]
+            raise UnsupportedError(
+                f"{path}{name} is made by a parametrization, such as weight_norm, and channels cannot be zeroed through it:"
+                f" torch.nn.utils.parametrize.remove_parametrizations(layer, '{name}') first"
+            )
 
 
 def makers_of(coupling: Coupling, group: Group) -> list[str]:

@@ -58,9 +58,9 @@ class Layout:
         arranged = self.arrange(kept)
         return arranged.any(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
 
-    def mask(self, units: Tensor, density: float, shape: torch.Size) -> Tensor:
+    def mask(self, units: Tensor, density: float, shape: torch.Size, guess: float | None = None) -> Tensor:
         """Booleans of `shape`, True for the weights of the best units of each set: `count` says how many, `top` which."""
-        return self.expand(top(units, count(density, units.shape[1]))).reshape(shape)
+        return self.expand(top(units, count(density, units.shape[1]), guess)).reshape(shape)
 
     @property
     def _order(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.agents import AGENTS
-from abridged.pruning.allocation import ALLOCATIONS, Layer, within_macs
+from abridged.pruning.allocation import ALLOCATIONS, Layer, Ranked, within_macs
 from abridged.pruning.collect import Collector
 from abridged.pruning.criteria import CRITERIA, Criterion, Stats
 from abridged.pruning.layers import Weight, weights_of
@@ -162,7 +162,9 @@ class Plan:
         else:
             densities = self._densities(layers, step, share)
             shapes = {name: weight.canonical.shape for name, weight in weights.items()}
-            kept = {n: layouts[n].mask(layer.units, densities[n], shapes[n]) for n, layer in layers.items()}
+            # LAMP's ranking is of other scores than the units': their cut is none here, and is not taken for one.
+            cut = densities.cut if isinstance(densities, Ranked) and self.allocation == "global" else None
+            kept = {n: layouts[n].mask(layer.units, densities[n], shapes[n], cut) for n, layer in layers.items()}
         return {name: weights[name].form.original(mask, weights[name].values.shape) for name, mask in kept.items()}
 
     def _densities(self, layers: Mapping[str, Layer], step: int, share: float) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 SAMPLE = 1 << 15  # scores looked at to guess where the cut lies among many
 PIECE = 1 << 14  # scores compared at once
+SPAN = 1 << 22  # scores that one thread looks through
 
 
 def count(density: float, units: int) -> int:
@@ -22,8 +24,10 @@ def count(density: float, units: int) -> int:
     return math.floor(density * units + 0.5)
 
 
-def top(units: Tensor, keep: int) -> Tensor:
+def top(units: Tensor, keep: int, guess: float | None = None) -> Tensor:
     """True for the `keep` highest scores of each row, exactly; of equal scores the earlier position stays.
+
+    A `guess` at where the cut of one row lies saves the search for it, when it is right.
 
     >>> top(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), 3).tolist()
     [[True, True, False, True]]
@@ -31,6 +35,16 @@ def top(units: Tensor, keep: int) -> Tensor:
     groups, size = units.shape
     if keep in (0, size):
         return torch.full((groups, size), keep > 0, device=units.device)
+    if groups == 1 and guess is not None:
+        kept = units > guess
+        missing = keep - int(kept.count_nonzero())
+        if missing == 0:
+            return kept
+        if missing > 0:
+            ties = (units == guess).reshape(-1).nonzero().reshape(-1)
+            if len(ties) >= missing:
+                kept[0, ties[:missing]] = True
+                return kept
     if groups == 1:
         cut = units.new_full((1, 1), kth_largest([units], keep))
     else:
@@ -64,7 +78,9 @@ def kth_largest(scores: Sequence[Tensor], k: int) -> float:
         place, margin = round(k / total * len(sample)), 4 * math.isqrt(len(sample))
         high = sample[max(place - margin, 0)].item() if place > margin else math.inf
         low = sample[place + margin].item() if place + margin < len(sample) else -math.inf
-        counted = [_between(part, low, high) for part in flat]
+        spans = [part[start : start + SPAN] for part in flat for start in range(0, len(part), SPAN)]
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # numpy lets go of the interpreter
+            counted = list(pool.map(lambda span: _between(span, low, high), spans))
         above, inside = sum(n for n, _ in counted), torch.cat([scores for _, scores in counted])
         if 0 < k - above <= len(inside):
             return _kth_of(inside, k - above)
@@ -76,9 +92,13 @@ def _between(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
     if scores.device.type != "cpu":
         return int((scores > high).count_nonzero()), scores[(scores >= low) & (scores <= high)].cpu()
     # On the CPU numpy does this several times faster than torch, in pieces whose booleans stay in the cache.
-    pieces = [scores[start : start + PIECE].numpy() for start in range(0, len(scores), PIECE)]
-    above = sum(int(np.count_nonzero(piece > high)) for piece in pieces)
-    return above, torch.from_numpy(np.concatenate([piece[(piece >= low) & (piece <= high)] for piece in pieces]))
+    above, inside = 0, []
+    for start in range(0, len(scores), PIECE):
+        piece = scores[start : start + PIECE].numpy()
+        over, reached = piece > high, piece >= low
+        above += int(np.count_nonzero(over))
+        inside.append(piece[np.logical_xor(over, reached, out=reached)])
+    return above, torch.from_numpy(np.concatenate(inside) if inside else np.empty(0, scores.numpy().dtype))
 
 
 def _kth_of(scores: Tensor, k: int) -> float:

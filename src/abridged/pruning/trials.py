@@ -7,6 +7,7 @@ is blamed on the groups nearest to the module that raised, and every group of th
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from abridged.data.batches import each
+from abridged.data.evaluate import device_of
+from abridged.errors import UnsupportedError
 from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, Group
 from abridged.pruning.surgery import Fold, Gone, cut
@@ -55,6 +59,10 @@ class Trial:
             culprit, why = self._judge(gone)
             if culprit is None:
                 return Settled(gone, tuple(frozen))
+            if not gone.any():
+                raise UnsupportedError(
+                    f"the model cannot be cut: even its whole copy, with the channels at zero, is no good ({why})"
+                )
             guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
             for number in guilty:
                 group = self.coupling.groups[number]
@@ -71,8 +79,37 @@ class Trial:
         except Exception as error:  # whatever the user's forward raises
             return inside[-1] if inside else _ROOT, f"forward does not bear it: {_line(error)}"
         wanted = self.expected(self.whole, gone)
-        same = len(answers) == len(wanted) and all(map(close, answers, wanted))
-        return (None, "") if same else ("", "forward answers otherwise without it: it holds a number that was its size")
+        if len(answers) == len(wanted) and all(map(close, answers, wanted)):
+            return self._train(small)
+        if not all(bool(torch.isfinite(x).all()) for x in wanted):
+            return "", "it answers NaN or infinity"
+        return "", "forward answers otherwise without it: it holds a number that was its size"
+
+    def _train(self, small: nn.Module) -> tuple[str | None, str]:
+        """(None, "") if the module runs in training mode too, where the whole one does; else where and why not.
+
+        Shapes alone are tried, on the meta device, where the whole model runs there. The module is of no use afterwards."""
+        if not self.trains:
+            return None, ""
+        inside: list[str] = []
+        try:
+            with _following(small, inside):
+                answer(small.to(self.trains).train(), _on(self.trains, self.example))
+        except Exception as error:  # whatever the user's forward raises
+            return inside[-1] if inside else _ROOT, f"forward does not bear it in training mode: {_line(error)}"
+        return None, ""
+
+    @functools.cached_property
+    def trains(self) -> str | None:
+        """The device on which the whole model's training mode is tried: meta, else its own; None where it does not run."""
+        own = str(device_of(self.model))
+        for device in ("meta", own):
+            try:
+                answer(_whole_on(device, self.model).train(), _on(device, self.example))
+                return device
+            except Exception:  # whatever the user's forward raises
+                continue
+        return None
 
     def _nearest(self, culprit: str, gone: Gone) -> list[int]:
         """The most local kind of group, among those being cut, that touches the module that raised or the nearest one around it."""
@@ -117,6 +154,20 @@ def _whole(
         return answer(double, example), torch.float64
     except Exception:  # whatever the user's forward raises
         return answer(copy.deepcopy(model).eval(), example), None
+
+
+def _whole_on(device: str, model: nn.Module) -> nn.Module:
+    """A copy of a model; on the meta device without a copy of its values."""
+    memory: dict[int, Any] = {}
+    for tensor in model.state_dict(keep_vars=True).values() if device == "meta" else ():
+        empty = torch.empty_like(tensor, device="meta")
+        memory[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memory).to(device)
+
+
+def _on(device: str, example: tuple[Any, ...]) -> tuple[Any, ...]:
+    moved: tuple[Any, ...] = each(example, lambda x: x.to(device))
+    return moved
 
 
 def _inside(path: str, parent: str) -> bool:
