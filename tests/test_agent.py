@@ -128,7 +128,7 @@ def test_the_environment_is_sound_and_always_meets_its_budget(trained):
         return float((weights * (1 - np.array(sparsities))).sum())
 
     judged = []
-    layers = Layers(places, load, 0.3, 0.8, 0.7, lambda chosen: judged.append(chosen) or load(chosen))
+    layers = Layers(places, load, 0.3, 0.8, lambda chosen: judged.append(chosen) or load(chosen))
     check_env(layers, skip_render_check=True)
     rng = np.random.default_rng(0)
     for push in (-1.0, 1.0, None):

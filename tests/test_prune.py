@@ -394,8 +394,6 @@ MISTAKES = {
     "nothing left": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: include and exclude leave none of 0.wei"),
     "only norms": ({"sparsity": 0.5, "include": ["1"]}, "nothing to prune"),
     "regrow": ({"sparsity": 0.5, "regrow": "rigl"}, "regrow needs steps"),
-    "too little": ({"sparsity": 0.001}, "sparsity=0.001 removes nothing of 0.weight, 3.weight, 5.weight: ask for more"),
-    "low threshold": ({"threshold": 1e-9}, "threshold=1e-09 removes nothing"),
     "agent of weights": ({"sparsity": 0.5, "allocation": "ddpg"}, "give sparsity and of='macs'"),
     "agent without data": (
         {"sparsity": 0.5, "of": "macs", "allocation": "ddpg", "example": torch.zeros(1, 3, 8, 8)}, "judges on data",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from abridged.pruning.environment import Layers
 
 HIDDEN = 300  # units of each of the two hidden layers
-NOISE = (0.5, 0.05)  # standard deviation of the exploration at the first and the last episode, in [−1, 1]
+NOISE = (0.35, 0.05)  # standard deviation of the exploration at the first and the last episode, in [−1, 1]
 
 
 @dataclass(frozen=True)

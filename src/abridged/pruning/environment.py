@@ -12,15 +12,16 @@ import numpy.typing as npt
 from abridged.pruning.prunable import Place, Row
 
 Seen = npt.NDArray[np.float32]
-HALVINGS = 12  # of the interval in which the least sparsity that still meets the budget is sought
+HALVINGS = 9  # of the interval in which the least sparsity that meets the budget is sought
 
 
 class Layers(gymnasium.Env[Seen, Seen]):
     """State: (t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a[t − 1]), each a share of its largest, in [0, 1].
 
-    Action: the sparsity of layer t in [0, most], as a number in [−1, 1] of which 0 is `centre`, the sparsity that meets the
-    budget when all layers have it, so that learning starts from there. It is raised to the least with which the budget can
-    still be met when all layers to come have `most`: every episode meets it. Reward: 0, and `judge(sparsities)` at the end.
+    Action: the sparsity of layer t in [0, most], as a number in [−1, 1] of which 0 is the sparsity that meets the budget when
+    all layers to come have it too, so that learning starts from uniform sparsity, and what a layer spends or saves is shared
+    by all after it. It is raised to the least with which the budget can still be met when all layers to come have
+    `most`: every episode meets it. Reward: 0, and `judge(sparsities)` at the end.
 
     `load(sparsities)` is what is left of the whole, in (0, 1], under the `budget`."""
 
@@ -30,11 +31,10 @@ class Layers(gymnasium.Env[Seen, Seen]):
         load: Callable[[Sequence[float]], float],
         budget: float,
         most: float,
-        centre: float,
         judge: Callable[[Sequence[float]], float],
     ) -> None:
         self.length, self._load, self._judge = len(places), load, judge
-        self._budget, self._most, self._centre = budget, most, centre
+        self._budget, self._most = budget, most
         # A layer's own share: what the whole loses when it alone is pruned as far as it may be.
         alone = [1 - load([most if other == t else 0.0 for other in range(self.length)]) for t in range(self.length)]
         rows = [
@@ -55,25 +55,33 @@ class Layers(gymnasium.Env[Seen, Seen]):
 
     def step(self, action: Seen) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
         way = float(action[0])
-        room = self._centre if way < 0 else self._most - self._centre
-        self._chosen.append(self.legal(self._centre + room * way))
+        centre = self._least(lambda sparsity: self._meets(sparsity, sparsity))
+        room = centre if way < 0 else self._most - centre
+        self._chosen.append(self.legal(centre + room * way))
         done = len(self._chosen) == self.length
         return self._state(), self._judge(tuple(self._chosen)) if done else 0.0, done, False, {}
 
     def legal(self, sparsity: float) -> float:
         """The sparsity of the next layer, raised as far as the budget asks."""
         sparsity = min(max(sparsity, 0.0), self._most)
-        if self._meets(sparsity):
+        if self._meets(sparsity, self._most):
             return sparsity
-        low, high = sparsity, self._most
+        return self._least(lambda least: self._meets(least, self._most), sparsity)
+
+    def _least(self, meets: Callable[[float], bool], low: float = 0.0) -> float:
+        """The least sparsity from `low` to `most` that meets; `most` does."""
+        if meets(low):
+            return low
+        high = self._most
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._meets(middle) else (middle, high)
+            low, high = (low, middle) if meets(middle) else (middle, high)
         return high
 
-    def _meets(self, sparsity: float) -> bool:
-        later = self.length - len(self._chosen) - 1
-        return self._load([*self._chosen, sparsity, *[self._most] * later]) <= self._budget
+    def _meets(self, sparsity: float, later: float) -> bool:
+        """Whether the budget is met with this sparsity now and that one in all layers to come."""
+        rest = self.length - len(self._chosen) - 1
+        return self._load([*self._chosen, sparsity, *[later] * rest]) <= self._budget
 
     def _state(self) -> Seen:
         t = min(len(self._chosen), self.length - 1)
