@@ -4,7 +4,7 @@
     python benchmarks/agent.py run data --out agent.json [--cells …]    each cell is written when it is done, and not run again
     python benchmarks/agent.py table --out agent.json                  the tables in Markdown; cells not run say so
 
-The search sees 256 images of the validation split (part of the network's training set); accuracy is of all 10,000 test
+The search sees 128 images of the validation split (part of the network's training set); accuracy is of all 10,000 test
 images. A cell is named PATTERN BUDGET AGENT SEED, such as "channel 0.5 ddpg 0", or "latency 0.8 ddpg 0" for a budget of that
 share of the dense milliseconds on target native; --cells takes parts of names.
 """
@@ -26,7 +26,6 @@ import abridged as ab
 from abridged.files import write_atomic
 from abridged.graph.graph import Graph
 
-EPISODES, SAMPLES = 150, 256
 SEEDS = (0, 1, 2)
 BUDGETS = {"channel": (0.7, 0.5), "unstructured": (0.5, 0.3)}
 OTHERS = (("unstructured", 0.3, "td3", 0), ("unstructured", 0.3, "sac", 0), ("latency", 0.8, "ddpg", 0))
@@ -43,7 +42,7 @@ def milliseconds(graph: Graph) -> float:
         return built.latency(0.2).median / 1e3
 
 
-def run(home: Path, out: Path, asked: list[str]) -> None:
+def run(home: Path, out: Path, asked: list[str], episodes: int, samples: int) -> None:
     data = cifar(home / "cifar10")
     example = data.example_input()
     for cell in CELLS:
@@ -59,7 +58,7 @@ def run(home: Path, out: Path, asked: list[str]) -> None:
             options = {"seconds": budget * dense, "cost": milliseconds}
         start = time.process_time()
         found = ab.search_sparsities(
-            model, data, **options, agent=agent, pattern=pruning, episodes=EPISODES, samples=SAMPLES, seed=seed
+            model, data, **options, agent=agent, pattern=pruning, episodes=episodes, samples=samples, seed=seed
         )
         result: dict[str, Any] = {
             "processor_seconds": time.process_time() - start,
@@ -119,12 +118,14 @@ def main() -> None:
     running = commands.add_parser("run")
     running.add_argument("home", type=Path)
     running.add_argument("--cells", nargs="+", default=[""])
+    running.add_argument("--episodes", type=int, default=100)
+    running.add_argument("--samples", type=int, default=128)
     for command in (running, commands.add_parser("table")):
         command.add_argument("--out", type=Path, default=Path("agent.json"))
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.command == "run":
-        run(options.home, options.out, options.cells)
+        run(options.home, options.out, options.cells, options.episodes, options.samples)
     print(table(options.out))
 
 
