@@ -233,3 +233,99 @@ def test_nothing_to_shrink_is_an_error() -> None:
         ab.shrink(nn.Linear(3, 2), torch.zeros(1, 3))
     with pytest.raises(InputError, match="macs does not go with"):
         ab.prune(_cnn(nn.ReLU()), macs=0.5)
+
+
+def test_a_whole_number_that_only_looks_like_a_size_is_left_as_it_was() -> None:
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(inputs, outputs, 1), nn.Conv2d(outputs, outputs, 1)
+            self.more = outputs - inputs  # as many as `inputs`, which are halved
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.b(F.relu(self.a(x))) + F.pad(x, (0, 0, 0, 0, self.more // 2, self.more // 2)))
+
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    net = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Block(8, 16), *head)).eval()
+    small, _ = _halved(net, IMAGE)
+    assert (small[0].out_channels, small[2].a.out_channels, small[2].b.out_channels) == (4, 8, 12)
+    assert small[2].more == 8
+    assert _equal(net, small, IMAGE)
+
+
+def test_only_the_kind_of_group_that_forward_does_not_bear_is_frozen() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x.reshape(-1, 8, 10, 10) + self.b(F.relu(self.a(x))))  # the literal is the stream's
+
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    net = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), Block(), Block(), *head)).eval()
+    small, _ = _halved(net, IMAGE)
+    assert [small[0].out_channels, *(small[i].a.out_channels for i in (1, 2))] == [8, 3, 3]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_left_with_a_reason_and_what_is_around_them_goes(kind: type[nn.Module]) -> None:
+    layers = {"inn": nn.Linear(6, 16), "rnn": kind(16, 12, batch_first=True)}
+    net = Layers(
+        lambda m, x: m.out(F.relu(m.mid(m.rnn(F.relu(m.inn(x)))[0][:, -1]))),
+        **layers, mid=nn.Linear(12, 20), out=nn.Linear(20, 3),
+    )  # fmt: skip
+    x = torch.randn(2, 5, 6)
+    masks = ab.prune(net, 0.5, pattern="channel", example=x)
+    assert any("input.size(-1) must be equal to input_size" in line and "inn.weight" in line for line in masks.summary)
+    small = ab.shrink(net, x)
+    assert (small.inn.out_features, small.rnn.input_size, small.mid.out_features) == (16, 16, 10)
+    assert _equal(net, small, x)
+
+
+@pytest.mark.parametrize("solver", ["mean", "least-squares", "obs"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+def test_what_is_left_is_repaired_on_data(solver: str, activation: type[nn.Module]) -> None:
+    images = torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(4))
+    net, plain, repaired = (_cnn(activation()) for _ in range(3))
+    split = (images, torch.zeros(64, dtype=torch.long))
+    data = ab.Data(split, split)
+    ab.prune(plain, 0.5, pattern="channel", example=IMAGE)
+    masks = ab.prune(
+        repaired, 0.5, pattern="channel", example=IMAGE, data=data, solver=solver, reestimate=True, samples=64
+    )
+    assert "repaired by" in str(masks)
+    assert "re-estimated: 1 of 1 batch norms" in str(masks)
+    zeros = [not repaired.get_parameter(name)[~mask].any() for name, mask in masks.items()]
+    assert zeros
+    assert all(zeros)
+    small = shrink(repaired, IMAGE, say=None)
+    assert small[0].out_channels == 4
+    assert _equal(repaired, small, IMAGE)
+    with torch.no_grad():
+        errors = [(model(images) - net(images)).square().mean() for model in (plain, repaired)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "native"])
+def test_the_shrunk_model_deploys(tmp_path, target: str) -> None:
+    small, _ = _halved(_cnn(nn.ReLU()), IMAGE)
+    with ab.deploy(small, IMAGE, target=target, out=tmp_path / "net") as artifact:
+        torch.testing.assert_close(artifact(IMAGE), small(IMAGE).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_and_groups_of_the_users_class_have_right_attributes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 1)
+            self.group = nn.Conv2d(16, 16, 3, groups=4)
+            self.out = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.relu(self.group(F.relu(self.stem(x)))))
+
+    small, _ = _halved(randomize(Net()).eval(), IMAGE)
+    assert type(small) is Net
+    sizes = [(m.in_channels, m.out_channels, m.groups, tuple(m.weight.shape)) for m in small.children()]
+    assert sizes == [(3, 8, 1, (8, 3, 1, 1)), (8, 8, 4, (8, 2, 3, 3)), (8, 4, 1, (4, 8, 1, 1))]

@@ -60,7 +60,7 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Say |
     settled = settle(model, constants, example, gone)
     if not settled.gone.any():
         raise InputError(f"nothing can be cut: {settled.frozen[0].reason}")
-    small = cut(model, coupling, settled.gone, constants.folds(settled.gone))
+    small = cut(model, coupling, settled.gone, constants.folds(settled.gone), left=settled.numbers)
     tell(report(model, small, coupling, settled), say)
     return small
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,24 @@ class Fold:
     shift: Tensor  # (O,)
 
 
+class Number(NamedTuple):
+    """An attribute of a class of the user's modules."""
+
+    kind: type
+    name: str
+
+
 def cut(
     model: nn.Module,
     coupling: Coupling,
     gone: Gone,
     folds: tuple[Fold, ...] = (),
     dtype: torch.dtype | None = None,
+    left: Collection[Number] = (),
 ) -> nn.Module:
-    """A copy without the units that go; what stays is a copy, too. With `dtype`, every floating tensor is of it."""
+    """A copy without the units that go; what stays is a copy, too. With `dtype`, every floating tensor is of it.
+
+    Whole numbers that modules of the user keep and that were a size are brought up to date, but for those of `left`."""
     tensors = model.state_dict(keep_vars=True)
     biases = {str(fold.node.inputs[2]): fold.shift for fold in folds if fold.node.inputs[2] is not None}
     kept = _kept(coupling, gone)
@@ -54,7 +64,7 @@ def cut(
         if fold.node.inputs[2] is None:
             rows = next(iter(kept.get(str(fold.node.inputs[1]), {0: None}).items()))
             _new_bias(small.get_submodule(fold.node.path), fold.shift, rows[1] if rows[0] == 0 else None)
-    _put_right(model, small, coupling, gone)
+    _put_right(model, small, coupling, gone, left)
     return small
 
 
@@ -90,18 +100,18 @@ def _new_bias(module: nn.Module, shift: Tensor, rows: Tensor | None) -> None:
     module.bias = nn.Parameter((shift if rows is None else shift[rows]).to(weight), weight.requires_grad)
 
 
-def _put_right(model: nn.Module, small: nn.Module, coupling: Coupling, gone: Gone) -> None:
-    sizes, groups = _sizes(coupling, gone), _groups_left(coupling, gone)
+def _put_right(model: nn.Module, small: nn.Module, coupling: Coupling, gone: Gone, left: Collection[Number]) -> None:
+    changed, groups = sizes(coupling, gone), _groups_left(coupling, gone)
     before = dict(model.named_modules(remove_duplicate=False))
     for path, module in small.named_modules(remove_duplicate=False):
         known = next((fix for kind, fix in ATTRIBUTES.items() if isinstance(module, _CLASSES[kind])), None)
         if known is not None:
-            known(before[path], module, Changed(sizes.get(path, {}), groups.get(path)))
-        if type(module).__module__.split(".")[0] != "torch":
-            _numbers(module, sizes.get(path, {}))
+            known(before[path], module, Changed(changed.get(path, {}), groups.get(path)))
+        for number in numbers(module, changed.get(path, {})) - set(left):
+            setattr(module, number.name, changed[path][getattr(module, number.name)])
 
 
-def _sizes(coupling: Coupling, gone: Gone) -> dict[str, dict[int, int]]:
+def sizes(coupling: Coupling, gone: Gone) -> dict[str, dict[int, int]]:
     """By module path: sizes of axes that its nodes read or write, and what becomes of them.
 
     Where a layer with weights reads and writes the same size, what becomes of the output counts."""
@@ -125,11 +135,15 @@ def size_left(coupling: Coupling, name: str | None, gone: Gone) -> tuple[int, ..
     return tuple(size)
 
 
-def _numbers(module: nn.Module, sizes: Mapping[int, int]) -> None:
-    """Whole numbers that a module of the user keeps beside its layers: those that were a size that changed."""
-    for name, value in vars(module).items():
-        if type(value) is int and value in sizes and not name.startswith("_") and name != "training":
-            setattr(module, name, sizes[value])
+def numbers(module: nn.Module, changed: Mapping[int, int]) -> set[Number]:
+    """Whole numbers that a module of the user keeps beside its layers and that were a size that changed."""
+    if type(module).__module__.split(".")[0] == "torch":
+        return set()
+    return {
+        Number(type(module), name)
+        for name, value in vars(module).items()
+        if type(value) is int and value in changed and not name.startswith("_") and name != "training"
+    }
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from abridged.data.evaluate import device_of
 from abridged.errors import UnsupportedError
 from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, Group
-from abridged.pruning.surgery import Fold, Gone, cut
+from abridged.pruning.surgery import Fold, Gone, Number, cut, numbers, sizes
 
 Kind = tuple[str, ...]
 
@@ -33,6 +33,7 @@ class Settled:
 
     gone: Gone
     frozen: tuple[Group, ...]
+    numbers: frozenset[Number]  # that looked like sizes, and are none
 
 
 class Trial:
@@ -49,6 +50,7 @@ class Trial:
         self.model, self.coupling, self.example = model, coupling, example
         self.folds, self.expected = folds, expected
         self.whole, self.dtype = _whole(model, coupling, example)
+        self.numbers: set[Number] = set()
         self.kinds = {number: _kind(model, coupling, group) for number, group in enumerate(coupling.groups)}
 
     def settle(self, gone: Gone) -> Settled:
@@ -58,11 +60,13 @@ class Trial:
         while True:
             culprit, why = self._judge(gone)
             if culprit is None:
-                return Settled(gone, tuple(frozen))
+                return Settled(gone, tuple(frozen), frozenset(self.numbers))
             if not gone.any():
                 raise UnsupportedError(
                     f"the model cannot be cut: even its whole copy, with the channels at zero, is no good ({why})"
                 )
+            if self._number(culprit, gone):
+                continue
             guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
             for number in guilty:
                 group = self.coupling.groups[number]
@@ -72,7 +76,7 @@ class Trial:
     def _judge(self, gone: Gone) -> tuple[str | None, str]:
         """(None, "") if the module answers right when it is cut; else the path of the module that raised, or "" if the answer is wrong, and why."""
         inside: list[str] = []
-        small = cut(self.model, self.coupling, gone, self.folds(gone), self.dtype).eval()
+        small = cut(self.model, self.coupling, gone, self.folds(gone), self.dtype, self.numbers).eval()
         try:
             with _following(small, inside):
                 answers = answer(small, self.example)
@@ -111,8 +115,24 @@ class Trial:
                 continue
         return None
 
+    def _number(self, culprit: str, gone: Gone) -> bool:
+        """Whether leaving a whole number as it was mends what a module that raised, or one around it, did."""
+        path = "" if culprit == _ROOT else culprit
+        while True:
+            module = self.model.get_submodule(path)
+            doubtful = numbers(module, sizes(self.coupling, gone).get(path, {})) - self.numbers
+            for number in sorted(doubtful, key=lambda number: number.name):
+                self.numbers.add(number)
+                if self._judge(gone)[0] != culprit:
+                    return True
+                self.numbers.remove(number)
+            if not path:
+                return False
+            path = path.rpartition(".")[0]
+
     def _nearest(self, culprit: str, gone: Gone) -> list[int]:
-        """The most local kind of group, among those being cut, that touches the module that raised or the nearest one around it."""
+        """Among the groups being cut that touch the module that raised, or the nearest one around it, those of the most
+        local kind without which it does not raise."""
         active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
         path = "" if culprit == _ROOT else culprit
         while True:
@@ -120,8 +140,19 @@ class Trial:
             if touching or not path:
                 break
             path = path.rpartition(".")[0]
-        first = min(touching or active, key=lambda n: len(self.coupling.groups[n].axes))
-        return [n for n in active if self.kinds[n] == self.kinds[first]]
+        local = sorted(touching or active, key=lambda n: len(self.coupling.groups[n].axes))
+        kinds = [[n for n in active if self.kinds[n] == kind] for kind in dict.fromkeys(self.kinds[n] for n in local)]
+        for of_kind in kinds[:-1]:
+            if self._judge(gone & ~self._units(of_kind))[0] != culprit:
+                return of_kind
+        return kinds[-1] if len(kinds) == 1 or self._judge(gone & ~self._units(kinds[-1]))[0] != culprit else kinds[0]
+
+    def _units(self, numbers: Sequence[int]) -> Gone:
+        """The units of some groups."""
+        units = np.zeros(self.coupling.count, bool)
+        for n in numbers:
+            units[self.coupling.groups[n].units] = True
+        return units
 
     def _paths(self, number: int) -> Iterator[str]:
         for axis in self.coupling.groups[number].axes:
@@ -133,11 +164,7 @@ class Trial:
         active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
         for kind in dict.fromkeys(self.kinds[n] for n in active):
             of_kind = [n for n in active if self.kinds[n] == kind]
-            alone = np.zeros_like(gone)
-            for n in of_kind:
-                units = self.coupling.groups[n].units
-                alone[units] = gone[units]
-            if self._judge(alone)[0] is not None:
+            if self._judge(gone & self._units(of_kind))[0] is not None:
                 return of_kind
         return active
 
