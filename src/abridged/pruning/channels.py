@@ -178,8 +178,8 @@ def channels(
 
 
 def _check_plain(coupling: Coupling) -> None:
-    for constant in coupling.graph.constants.values():
-        path, _, rest = constant.keys[0].partition("parametrizations.")
+    for key in (key for constant in coupling.graph.constants.values() for key in constant.keys):
+        path, _, rest = key.partition("parametrizations.")
         if rest:
             name = rest.partition(".")[0]
             raise UnsupportedError(
