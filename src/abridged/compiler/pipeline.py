@@ -30,8 +30,8 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def plan(graph: Graph, without: Collection[str] = (), registers: int = 16) -> Plan:
-    """Decide everything, for a machine of so many vector registers. `without` names passes to leave out, "fuse" and
+def plan(graph: Graph, without: Collection[str] = (), registers: int = 16, hosted: bool = False) -> Plan:
+    """Decide everything, for a machine of so many vector registers, `hosted` by an operating system or bare. `without` names passes to leave out, "fuse" and
     "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
@@ -41,7 +41,7 @@ def plan(graph: Graph, without: Collection[str] = (), registers: int = 16) -> Pl
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
     lowered = Lowering(graph, groups, Geometry(graph, groups)).plan()
-    return plan_memory(select(lowered, registers), reuse="reuse" not in without)
+    return plan_memory(select(lowered, registers, hosted), reuse="reuse" not in without)
 
 
 def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:

@@ -13,9 +13,10 @@ SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster
 UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
 
 
-def select(plan: Plan, registers: int = 16) -> Plan:
-    """Give every step its choices for a machine of so many vector registers, the preferred one first."""
-    return replace(plan, steps=tuple(replace(step, choices=choices(step, registers)) for step in plan.steps))
+def select(plan: Plan, registers: int = 16, hosted: bool = False) -> Plan:
+    """Give every step its choices for a machine of so many vector registers, the preferred one first. `hosted`: the code
+    will run under an operating system, with a stack of its size."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step, registers, hosted)) for step in plan.steps))
 
 
 def _can(family: kernels.Family, step: Step) -> bool:
@@ -25,13 +26,14 @@ def _can(family: kernels.Family, step: Step) -> bool:
     return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
-def choices(step: Step, registers: int = 16) -> tuple[Choice, ...]:
+def choices(step: Step, registers: int = 16, hosted: bool = False) -> tuple[Choice, ...]:
     """All kernels that can run a step."""
     call = step.choice.call
     if not call.family:
         return step.choices
     zeros = 0.0 if step.weight is None else float(np.mean(step.weight == 0))
     able = [family for family in kernels.families().values() if family.op == call.family and _can(family, step)]
+    able = [family for family in able if hosted or not family.hosted]
     able.sort(key=lambda family: (_is_dense(family) == (zeros >= SPARSE), -family.rank))
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
         able = [family for family in able if _is_dense(family) == _is_dense(able[0])]

@@ -30,6 +30,7 @@ class Family:
     tiles: tuple[Tile, ...]
     source: str
     rank: int = 0  # of the families that can, the highest is tried first
+    hosted: bool = False  # takes some 100 kB of stack, which threads of a system have and small devices have not
 
 
 def _text(name: str) -> str:

@@ -5,7 +5,7 @@ format: blocks
 dtype: f32
 doc: BR rows at a time, their blocks of BR x BC weights that are not all zero; a vector of inputs serves BR rows.
 with: rows.h
-rank: 1
+rank: 2
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {BR: 4, BC: 1, NV: 6, ROWS: 16}

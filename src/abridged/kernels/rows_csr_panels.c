@@ -5,6 +5,8 @@ format: csr_panels
 dtype: f32
 doc: non-zeros alone, K inputs at a time, which are first copied side by side so that all rows find them in the nearest cache.
 with: rows.h
+rank: 1
+hosted: true
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}

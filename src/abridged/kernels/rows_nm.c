@@ -5,7 +5,7 @@ format: nm
 dtype: f32
 doc: N of every M inputs, one row at a time; every row has as many weights, so that no loop's length is data.
 with: rows.h
-rank: 2
+rank: 3
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {N: 2, M: 4, NV: 8, ROWS: 16}

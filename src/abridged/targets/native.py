@@ -94,7 +94,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph, registers=vector_registers(needed))
+    chosen = plan(graph, registers=vector_registers(needed), hosted=True)
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
