@@ -60,10 +60,10 @@ def als(tensor: Tensor, rank: int) -> list[Tensor]:
 
 def from_factors(factors: list[Tensor]) -> Tensor:
     """Σ_r of the outer products of the columns r."""
-    whole = factors[0]  # (n, R)
-    for factor in factors[1:]:
-        whole = whole[..., None, :] * factor
-    return whole.sum(-1)
+    product = factors[1]  # Khatri–Rao: column r is the Kronecker product of the columns r
+    for factor in factors[2:]:
+        product = (product[:, None] * factor).flatten(0, 1)
+    return (factors[0] @ product.T).reshape([len(factor) for factor in factors])
 
 
 def _exact(tensor: Tensor, rank: int) -> list[Tensor]:
@@ -107,16 +107,23 @@ def _sweeps(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], float]
 
 def _best(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
     """The least-squares factor of one axis, the others fixed: W₍axis₎ K (KᵀK)⁻¹ with K their Khatri–Rao product."""
-    others = [factor for at, factor in enumerate(factors) if at != axis]
-    product, square = others[0], others[0].T @ others[0]
-    for factor in others[1:]:
-        product = (product[:, None] * factor).flatten(0, 1)
-        square = square * (factor.T @ factor)
+    square = torch.stack([factor.T @ factor for at, factor in enumerate(factors) if at != axis]).prod(0)
     square = square + RIDGE * (square.diagonal().mean() + torch.finfo(square.dtype).tiny) * torch.eye(
         len(square), dtype=square.dtype
     )
-    solved: Tensor = torch.linalg.solve(square, (tensor.movedim(axis, 0).flatten(1) @ product).T).T
+    solved: Tensor = torch.linalg.solve(square, _projected(tensor, factors, axis)).T
     return solved
+
+
+def _projected(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
+    """(W₍axis₎ K)ᵀ, (R, n), one axis after the other, a long one first: K itself is as large as the tensor, R times over."""
+    first = 1 if axis == 0 else 0
+    whole = torch.tensordot(factors[first], tensor, ([0], [first]))  # (R, the other axes)
+    others = [at for at in range(tensor.dim()) if at != first]
+    whole = whole.movedim(1 + others.index(axis), -1)
+    for factor in (factors[at] for at in others if at != axis):
+        whole = torch.einsum("rn...,nr->r...", whole, factor)
+    return whole
 
 
 def _balance(factors: list[Tensor]) -> None:
