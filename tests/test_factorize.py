@@ -221,6 +221,59 @@ def test_a_saved_model_is_rebuilt(net, tmp_path):
     assert torch.equal(again.eval()(x), thin.eval()(x))
 
 
+@pytest.mark.parametrize("method", ["svd", "channel", "spatial", "tucker", "cp", "tt"])
+def test_a_file_alone_says_the_form_of_the_factors(net, method, tmp_path):
+    thin = factorize(net, X, method, rank=2)
+    with torch.no_grad():
+        for parameter in thin.parameters():  # trained since, so that a new factorization would give other weights
+            parameter.add_(0.01)
+    ab.save(copy.deepcopy(thin), tmp_path / "thin.safetensors")
+    torch.save(thin.state_dict(), tmp_path / "thin.pt")
+    x = torch.randn(2, 3, 12, 12)
+    for file in ("thin.safetensors", "thin.pt"):
+        fresh = Net()
+        again = ab.load_factorized(fresh, tmp_path / file)
+        assert list(again.state_dict()) == list(thin.state_dict())
+        assert torch.equal(again.eval()(x), thin(x))
+        assert isinstance(fresh.conv2, nn.Conv2d)  # what was given stays as it was
+
+
+def test_factors_of_embeddings_and_the_whole_model_are_loaded(tmp_path):
+    for model, x in (
+        (nn.Sequential(nn.Embedding(50, 32, padding_idx=3), nn.Linear(32, 4)), torch.tensor([[1, 3]])),
+        (nn.Linear(32, 32), torch.randn(1, 32)),
+    ):
+        thin = ab.factorize(model, x, rank=3)
+        ab.save(thin, tmp_path / "thin.safetensors")
+        again = ab.load_factorized(model, tmp_path / "thin.safetensors")
+        assert torch.equal(again(x), thin(x))
+        assert [str(module) for module in again.modules()] == [str(module) for module in thin.modules()]
+
+
+def test_a_file_of_factors_and_one_without_are_told_apart(net, tmp_path):
+    ab.save(factorize(net, X, rank=2), tmp_path / "thin.safetensors")
+    ab.save(net, tmp_path / "dense.safetensors")
+    with pytest.raises(InputError, match=r"missing .*; unexpected .*; ab.load_factorized\(model, path\) reads factors"):
+        ab.load_into(net, tmp_path / "thin.safetensors")
+    with pytest.raises(InputError, match=r"dense\.safetensors holds no factors of this model's layers"):
+        ab.load_factorized(net, tmp_path / "dense.safetensors")
+    with pytest.raises(InputError, match="does not fit") as error:
+        ab.load_into(nn.Sequential(nn.Linear(2, 2)), tmp_path / "dense.safetensors")
+    assert "load_factorized" not in str(error.value)
+
+
+def test_what_was_done_and_what_was_left_is_said(net, capsys):
+    lines = []
+    thin = ab.factorize(net, X, rank=2, exclude="fc", say=lines.append)
+    assert lines == list(report(thin).summary)
+    assert lines[0].startswith("svd, rank 2: 3 of 5 layers")
+    assert any("fc: left by include and exclude" in line for line in lines)
+    ab.factorize(net, X, rank=2, say=None)
+    assert capsys.readouterr() == ("", "")
+    ab.factorize(net, X, rank=2)
+    assert "svd, rank 2: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("method", "target"),
     [("tucker", "onnxruntime"), ("cp", "native")]

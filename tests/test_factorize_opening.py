@@ -131,6 +131,7 @@ def test_recurrent_weights_become_factors(name, tmp_path):
     again = rebuild(copy.deepcopy(model), done.structure)
     ab.load_into(again, tmp_path / "thin.safetensors")
     assert torch.equal(again.eval()(x), thin.eval()(x))
+    assert torch.equal(ab.load_factorized(model, tmp_path / "thin.safetensors").eval()(x), thin(x))
 
 
 def test_at_full_rank_a_recurrent_network_is_the_same():

@@ -300,7 +300,9 @@ def test_reestimate_sets_what_training_on_one_batch_would():
     expected = copy.deepcopy(model)
     for module in (model.norm1, model.norm2):
         module.reset_running_stats()
-    assert reestimate(model, x) == 2
+    lines = []
+    assert reestimate(model, x, say=lines.append) == 2
+    assert lines == ["2 of 2 batch norms: running mean and variance re-estimated"]
     for module in expected.modules():
         if isinstance(module, NORMS):
             module.momentum = 1.0

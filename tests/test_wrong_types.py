@@ -45,6 +45,19 @@ CALLS: dict[str, Callable[..., Any]] = {
     "find_ticket takes an nn.Module, not None": lambda of: ab.find_ticket(None, of["data"], 0.5),
     "data must be an ab.Data, not int": lambda of: ab.find_ticket(of["net"], 3, 0.5),
     "budget must be an ab.Budget, not int": lambda of: ab.compress(of["net"], of["data"], budget=3),
+    "method must be the name of a method, or a list of names, not None": lambda of: ab.factorize(
+        of["net"], of["x"], None, rank=1
+    ),
+    "rank by layer is {glob: rank}, .*: 0 is no glob": lambda of: ab.factorize(of["net"], of["x"], rank={0: 1}),
+    "include and exclude are globs .*, not 3": lambda of: ab.factorize(of["net"], of["x"], rank=1, include=3),
+    "include and exclude are globs .*, not None": lambda of: ab.prune(of["net"], 0.5, exclude=None),
+    r"the model does not run on the calibration data: mat1": lambda of: ab.factorize(
+        of["net"], of["x"], "whitened", rank=1, data=torch.zeros(4, 63)
+    ),
+    "the model must be the nn.Module that was factorized, not None": lambda of: ab.load_factorized(None, "net.pt"),
+    "Budget: bytes: input should be a valid integer.*, not 'a'": lambda of: ab.Budget(bytes="a"),
+    "Budget: unknown key 'byte'; did you mean 'bytes'": lambda of: ab.Budget(byte=3),
+    "Recipe: steps: field required": lambda of: ab.Recipe(),
     "out must be a directory, not float": lambda of: ab.compress(of["net"], of["data"], out=3.0),
     "weights must be a file, not int": lambda of: ab.compress(of["net"], of["data"], weights=3),
     r"data must be an ab.Data\(.*\), not None": lambda of: ab.compress(of["net"], None),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from abridged.errors import InputError as InputError
     from abridged.errors import UnsupportedError as UnsupportedError
     from abridged.factorization.factorize import factorize as factorize
+    from abridged.factorization.saved import load_factorized as load_factorized
     from abridged.graph.capture import capture as capture
     from abridged.ledger import Ledger as Ledger
     from abridged.measurement.measure import Measurement as Measurement
@@ -68,6 +69,7 @@ _HOME = {
     "find_ticket": "pruning.rewind",
     "fit": "training",
     "load": "delivery",
+    "load_factorized": "factorization.saved",
     "load_into": "weights",
     "measure": "measurement.measure",
     "prune": "pruning.prune",

@@ -10,8 +10,15 @@ from abridged.errors import InputError
 
 
 def listed(globs: Sequence[str]) -> tuple[str, ...]:
-    """One glob, or several, as several."""
-    return (globs,) if isinstance(globs, str) else tuple(globs)
+    """One glob, or several, as several. Raises `InputError` for what is neither.
+
+    >>> listed("fc")
+    ('fc',)
+    """
+    several = (globs,) if isinstance(globs, str) else tuple(globs) if isinstance(globs, Iterable) else ()
+    if not isinstance(globs, Iterable) or not all(isinstance(glob, str) for glob in several):
+        raise InputError(f"include and exclude are globs such as 'layer4.*', or lists of them, not {globs!r}")
+    return several
 
 
 def above(name: str) -> list[str]:

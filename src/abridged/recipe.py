@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from abridged import written
 from abridged.errors import NOTHING, InputError, expect, nearest
@@ -28,7 +28,19 @@ from abridged.options import Training as Training
 from abridged.written import Written
 
 
-class Budget(BaseModel):
+class Stated(BaseModel):
+    """A model that people make themselves: what is wrong is one line, an `InputError`."""
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise Written(given, type(self).__name__).refusal(type(self), error) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # validation from data does not go through it
+
+
+class Budget(Stated):
     """What the result must keep. A missed line is printed as missed and makes the exit status 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -38,7 +50,7 @@ class Budget(BaseModel):
     accuracy_drop: Fraction | None = None  # in the target runtime, on the held-out split
 
 
-class Recipe(BaseModel):
+class Recipe(Stated):
     """Steps in order, and whether the fair control (the dense model trained equally long) is run beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -163,7 +163,7 @@ def _rehearse(plan: Plan, module: nn.Module) -> None:
             method = step.method if isinstance(step.method, str) else "svd"
             rank = 1 if step.rank is None or step.rank == "evbmf" else step.rank
             rehearsed = factorize(
-                rehearsed, plan.example, method, rank=rank, include=step.include, exclude=step.exclude
+                rehearsed, plan.example, method, rank=rank, include=step.include, exclude=step.exclude, say=None
             )
         if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
             raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")

@@ -154,6 +154,7 @@ def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
         data=work.data if options.calibrate or set(AWARE) & set(options.methods) else None,
         include=options.include,
         exclude=options.exclude,
+        say=None,  # the ledger has its summary
     )
     work.masks = None
     done = report(work.model)

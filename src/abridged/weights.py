@@ -111,7 +111,13 @@ def load_into(model: nn.Module, path: str | Path) -> None:
         _list("dtype of", [_dtypes(name, given[name], own[name]) for name in own if _uncastable(given, own, name)]),
     ]
     if any(faults):
-        raise InputError(f"{path} does not fit the model: {'; '.join(filter(None, faults))}")
+        factors = _factors(given, own)
+        hint = (
+            "; ab.load_factorized(model, path) reads factors into the model as it was before factorize"
+            if factors
+            else ""
+        )
+        raise InputError(f"{path} does not fit the model: {'; '.join(filter(None, faults))}{hint}")
     for names in held.values():
         for name in names[1:]:
             if not _equal_bits(given[names[0]], given[name]):
@@ -388,6 +394,12 @@ def _without_prefix(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict
     bare = {name.removeprefix("module."): tensor for name, tensor in given.items()}
     wrapped = all(name.startswith("module.") for name in given)
     return bare if wrapped and bare.keys() == own.keys() else given
+
+
+def _factors(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the file has parts inside of what is one layer in the model."""
+    absent = tuple(name.rpartition(".")[0] + "." for name in own if name not in given and "." in name)
+    return any(name not in own and name.startswith(absent) for name in given)
 
 
 def _differ(given: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> bool:

@@ -36,9 +36,12 @@ class Written:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-        where = (*place, *first["loc"])
-        raise self.error(where, _complaint(model, first)) from None
+            raise self.refusal(model, error, place) from None
+
+    def refusal(self, model: type[BaseModel], error: ValidationError, place: Place = ()) -> InputError:
+        """The first complaint of pydantic as one line."""
+        first = error.errors()[0]
+        return self.error((*place, *first["loc"]), _complaint(model, first))
 
 
 def from_yaml(text: str, where: str) -> Written:

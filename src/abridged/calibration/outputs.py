@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abridged.calibration.samples import Samples
+from abridged.calibration.samples import Samples, run
 from abridged.calibration.sites import Site, chosen
-from abridged.data import forward
 from abridged.data.evaluate import judging
 from abridged.errors import InputError
 
@@ -31,7 +30,7 @@ def outputs(model: nn.Module, data: Samples, names: Iterable[str]) -> dict[str, 
     try:
         with judging(model):
             for x in data.on(model):
-                forward(model, x)
+                run(model, x)
                 watch.fresh.clear()
     finally:
         for hook in hooks:

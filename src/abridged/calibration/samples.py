@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from abridged.data import Batch, Batches, Data
 from abridged.data.batches import as_batch, each, normal
-from abridged.errors import InputError
+from abridged.data.data import forward
+from abridged.errors import AbridgedError, InputError
 
 WHERE = "calibration data"
 
@@ -73,6 +74,17 @@ class Samples:
         else:
             for item in self.data:
                 yield as_batch((item, None) if isinstance(item, Tensor) else item, WHERE)
+
+
+def run(model: nn.Module, x: Any) -> Any:
+    """The outputs for calibration samples. Raises `InputError` where the model does not run on them."""
+    try:
+        return forward(model, x)
+    except AbridgedError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the model does not run on the {WHERE}: {text}") from error
 
 
 def _check(batch: Batch) -> None:

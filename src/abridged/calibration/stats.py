@@ -17,9 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from abridged.calibration.samples import Samples
+from abridged.calibration.samples import Samples, run
 from abridged.calibration.sites import CHUNK, Site, chosen, columns
-from abridged.data import forward
 from abridged.data.evaluate import judging
 from abridged.errors import InputError
 from abridged.tables import Table
@@ -188,7 +187,7 @@ def _gather(
 
     with judging(model), catching(wave, see):
         for x in data.on(model):
-            forward(model, x)
+            run(model, x)
     for site in wave:
         _check(site, states[site.name])
     return states

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abridged.calibration.samples import Samples
+from abridged.calibration.samples import Samples, run
 from abridged.data import forward
 from abridged.data.batches import each
 from abridged.data.evaluate import judging
@@ -110,7 +110,7 @@ class Route:
                 module = model.get_submodule(name)
                 stack.callback(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(partial(self._leave, name)).remove)
-            forward(model, each(next(samples.on(model)), lambda x: x[:1]))
+            run(model, each(next(samples.on(model)), lambda x: x[:1]))
         self._last = ("", None)
         for name in self.order:
             if self.order.count(name) > 1:

@@ -34,6 +34,9 @@ class Amount:
             raise InputError(f"give exactly one of rank, energy and ratio, not {' and '.join(named) or 'none'}")
         _inside("energy", self.energy, 1.0, "the share of ‖W‖² that the factors keep")
         _inside("ratio", self.ratio, None, f"what is left of the {self.of}")
+        for glob in self.globs:
+            if not isinstance(glob, str):
+                raise InputError(f"rank by layer is {{glob: rank}}, such as {{'layer4.*': 8}}: {glob!r} is no glob")
         for rank in self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]:
             if rank is not None:
                 check_rank(rank)

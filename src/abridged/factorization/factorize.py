@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from abridged import progress
 from abridged.calibration.stats import collect
 from abridged.data.data import forward
-from abridged.errors import InputError, UnsupportedError, nearest
+from abridged.errors import InputError, UnsupportedError, expect, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
 from abridged.factorization.chain import KINDS
 from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters
@@ -27,6 +28,7 @@ from abridged.globs import check, listed, some
 from abridged.graph.capture import capture
 from abridged.graph.cost import cost as theory_of
 from abridged.graph.cost import known
+from abridged.progress import Say, tell
 
 ZEROS = 0.1  # share of zeros in a weight above which it was pruned, and the loss of its zeros is worth a line
 
@@ -47,6 +49,7 @@ def factorize(
     samples: int = 1024,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    say: Say | None = progress.say,
 ) -> nn.Module:
     """A new model with layers replaced by products of smaller ones; the model that was given stays as it was.
 
@@ -56,7 +59,7 @@ def factorize(
     "seconds", in (0, 1); the ranks of all layers together make the product of what they keep, 1 − error, greatest).
 
     `cost(graph) → seconds` measures on the target; with it a layer whose factors are not faster stays dense. Layers whose
-    factors are not smaller always do. `report(model)` says what was done and why something was not. The factors are
+    factors are not smaller always do. What was done, what was not and why is said line by line to `say`. The factors are
     `nn.Sequential`s of plain layers with the original's bias on the last, and train like any other.
 
     With calibration `data` (an `ab.Data`, a loader or a tensor; `samples` of it are looked at) the last factor of each
@@ -68,13 +71,14 @@ def factorize(
     layer per matrix (`rnn.layer0.hidden`, `attention.q_proj`), the same to call. `include` and `exclude` are globs over
     layer paths; exclude wins.
 
-    Raises `InputError`, before anything is made, for an amount or a name that cannot be, a rank above what a layer
+    Raises `InputError`, before anything is made, for an amount or a name that cannot be, a rank above what any layer
     can have, a ratio that cannot be reached, a glob that matches nothing, weights that are not finite, and when nothing
     would be factorized.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    >>> thin = factorize(model, torch.zeros(1, 64), rank=8)
+    >>> thin = factorize(model, torch.zeros(1, 64), rank=8, say=print)
+    svd, rank 8: 2 of 2 layers, 4,810 → 1,690 parameters
     >>> print(report(thin))
     svd, rank 8: 2 of 2 layers, 4,810 → 1,690 parameters
     0: svd rank 8, 4,096 → 1,024 weights, 4,096 → 1,024 MACs, relative error 0.793
@@ -117,7 +121,7 @@ def factorize(
     thin = closed(thin, before, chosen)
     _check_runs(thin, example, list(chosen))
     sizes = dense_parameters(model), dense_parameters(thin)
-    _REPORTS[thin] = Report(
+    done = _REPORTS[thin] = Report(
         f"{', '.join(methods)}, {amount.text}",
         tuple(lines),
         left,
@@ -125,6 +129,7 @@ def factorize(
         structure,
         _missed(chosen, amount, total) + _lost_zeros(chosen),
     )
+    tell(done.summary, say)
     return thin
 
 
@@ -153,6 +158,7 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
 
 
 def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
+    expect(method, (str, Sequence), "method must be the name of a method, or a list of names")
     methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
     for name in methods:
         METHODS[name]

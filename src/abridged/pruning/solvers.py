@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from abridged import progress
 from abridged.calibration import solve
 from abridged.calibration.samples import Samples
 from abridged.calibration.sites import TRANSPOSED, Site, columns, sites
 from abridged.calibration.stats import STATISTICS
 from abridged.calibration.walk import MEMORY, Meetings, Route, together
 from abridged.errors import InputError, UnsupportedError
+from abridged.globs import some
+from abridged.progress import Say, tell
 from abridged.tables import Table
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -138,15 +141,23 @@ def repair(
     return work.masks, work.remarks(solver)
 
 
-def reestimate(model: nn.Module, data: Any, *, samples: int = 1024, seed: int = 0, memory: int = MEMORY) -> int:
+def reestimate(
+    model: nn.Module,
+    data: Any,
+    *,
+    samples: int = 1024,
+    seed: int = 0,
+    memory: int = MEMORY,
+    say: Say | None = progress.say,
+) -> int:
     """Set the running mean and variance of every batch norm to those of calibration data, in place; how many there are.
 
-    In the order of the forward pass, so that each sees the inputs that it gets once those before it are re-estimated.
+    What was touched, and what was left, is said to `say`. In the order of the forward pass, so that each sees the inputs that it gets once those before it are re-estimated.
     `data` is as for `prune`: `ab.Data`, a loader, or a tensor of inputs. Modes, weights and everything else stay. Raises
     `InputError` for a model without batch norms and for unusable data, leaving the model as it was.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
-    >>> reestimate(model, torch.tensor([[1.0], [5.0]])), model[0].running_mean.item(), model[0].running_var.item()
+    >>> reestimate(model, torch.tensor([[1.0], [5.0]]), say=None), model[0].running_mean.item(), model[0].running_var.item()
     (1, 3.0, 8.0)
     """
     if not isinstance(model, nn.Module):
@@ -166,7 +177,14 @@ def reestimate(model: nn.Module, data: Any, *, samples: int = 1024, seed: int = 
     except BaseException:
         model.load_state_dict(before.state_dict())
         raise
+    tell(_reestimated(layers, route.order), say)
     return len(route.order)
+
+
+def _reestimated(layers: Mapping[str, nn.Module], reached: Collection[str]) -> list[str]:
+    idle = [name for name in layers if name not in reached]
+    lines = [f"{len(reached)} of {len(layers)} batch norms: running mean and variance re-estimated"]
+    return lines + ([f"{some(idle)}: left, never called on this data"] if idle else [])
 
 
 @dataclass(frozen=True, eq=False)
