@@ -146,7 +146,7 @@ def test_nothing_of_the_model_changes():
 
 def test_hooks_and_modes_are_restored_after_an_error():
     model = Net().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="the model does not run on the calibration data: Given groups=1"):
         collect(model, torch.randn(4, 2, 6, 6), ["gram"])
     assert model.training
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

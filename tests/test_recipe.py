@@ -74,6 +74,12 @@ def test_what_the_caller_says_replaces_what_the_recipe_says():
             2,
             "unknown criterion 'magnitud'; did you mean 'magnitude'",
         ),
+        (
+            "steps:\n - factorize: {method: tuker, ratio: 0.5}",
+            2,
+            "line 2: method: unknown factorization method 'tuker'; did you mean 'tucker'",
+        ),
+        ("steps:\n - factorize: {method: [svd, tuker], ratio: 0.5}", 2, "did you mean 'tucker'"),
         ("steps:\n - distill: {loss: kdd}", 2, "did you mean 'kd'"),
         ("steps:\n - finetune\n - deploy: {target: onnx}", 3, "did you mean 'onnxruntime'"),
         ("steps:\n - prune: {}", 2, "exactly one of sparsity, threshold, keep"),

@@ -19,11 +19,12 @@ AMOUNTS = ("sparsity", "threshold", "keep", "macs", "parameters")
 
 
 def _known(module: str, table: str) -> AfterValidator:
-    """Validates that a name stands in a table; the table's module (and torch with it) is imported only then."""
+    """Validates that a name, or each of several, stands in a table; the table's module (and torch with it) is imported only then."""
 
-    def check(name: str) -> str:
-        _entry(module, table)[name]
-        return name
+    def check(given: Any) -> Any:
+        for name in (given,) if isinstance(given, str) else given:
+            _entry(module, table)[name]
+        return given
 
     return AfterValidator(check)
 
@@ -241,8 +242,8 @@ class Factorize(Step):
     """Replace layers by products of smaller ones: exactly one of rank, energy, ratio. `measured`: only where the target gains."""
 
     kind = "factorize"
-    method: Annotated[str, _known("factorization.methods", "METHODS")] | tuple[str, ...] = "svd"
-    rank: int | str | dict[str, int | str | tuple[int, ...]] | None = None
+    method: Annotated[str | tuple[str, ...], _known("factorization.methods", "METHODS")] = "svd"
+    rank: int | str | tuple[int, ...] | dict[str, int | str | tuple[int, ...]] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     of: Literal["parameters", "macs", "seconds"] = "parameters"

@@ -118,7 +118,7 @@ def _best(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
 def _projected(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
     """(W₍axis₎ K)ᵀ, (R, n), one axis after the other, a long one first: K itself is as large as the tensor, R times over."""
     first = 1 if axis == 0 else 0
-    whole = torch.tensordot(factors[first], tensor, ([0], [first]))  # (R, the other axes)
+    whole: Tensor = torch.tensordot(factors[first], tensor, ([0], [first]))  # (R, the other axes)
     others = [at for at in range(tensor.dim()) if at != first]
     whole = whole.movedim(1 + others.index(axis), -1)
     for factor in (factors[at] for at in others if at != axis):
