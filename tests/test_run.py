@@ -287,7 +287,7 @@ def test_a_recipe_prunes_as_the_function_does(options):
         ([{"prune": {"macs": 0.5}}], "macs does not go with"),
         ([{"prune": {"pattern": "2:4"}}], "multiple of 4"),
         ([{"prune": {"pattern": "2:4", "include": ["8"], "allocation": "global"}}], "allocation='uniform'"),
-        ([{"prune": {"pattern": "channel", "sparsity": 0.01, "epochs": 0}}, "shrink"], "nothing to shrink"),
+        ([{"prune": {"pattern": "channel", "sparsity": 0.01, "epochs": 0}}, "shrink"], "removes no channel"),
         ([{"prune": {"allocation": {"nowhere": 0.5}}}], "'nowhere' matches no parameter"),
     ],
 )

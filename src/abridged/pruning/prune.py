@@ -231,6 +231,8 @@ def _globs(allocation: Mapping[str, Any], amount: Amount, include: Sequence[str]
         raise InputError(f"allocation says what to prune and how much: leave out {given[0]}")
     if tuple(include) not in (("*",), ()):
         raise InputError("allocation says what to prune and how much: leave out include")
+    if not allocation:
+        raise InputError("allocation names no layer: name some, or give exactly one of sparsity, threshold and keep")
     for key, value in allocation.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise InputError(f"allocation['{key}'] must be a sparsity in [0, 1], not {value!r}")

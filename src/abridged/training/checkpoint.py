@@ -24,6 +24,7 @@ def pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
     Raises `UnsupportedError` naming the path of anything else.
 
+    >>> import torch
     >>> tensors = {}
     >>> pack({"lr": 0.1, 0: (torch.zeros(2), None)}, "optimizer", tensors), sorted(tensors)
     ({'dict': [['lr', 0.1], [0, {'tuple': [{'tensor': 'optimizer/0/0'}, None]}]]}, ['optimizer/0/0'])
