@@ -16,9 +16,7 @@ momentum and SET exchange weights a hundred times in either, which is once an ep
 from __future__ import annotations
 
 import argparse
-import fcntl
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -27,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import add, read
 from torch import Tensor, nn
 
 import abridged as ab
 from abridged.data.batches import Batch
 from abridged.data.sets import get
-from abridged.files import write_atomic
 from abridged.training import cosine
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -156,18 +154,6 @@ def cell(data: ab.Data, network: str, method: str, density: float, seed: int, ep
 
 def key(network: str, method: str, density: float, seed: int, epochs: int) -> str:
     return f"{network} {method} {density:g}, seed {seed}, {epochs} epochs"
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def add(path: Path, name: str, result: dict[str, Any]) -> None:
-    """Write one cell more; several processes may."""
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        results = {**read(path), name: result}
-        write_atomic(path, json.dumps(dict(sorted(results.items())), indent=1).encode() + b"\n")
 
 
 def run(options: argparse.Namespace) -> None:
