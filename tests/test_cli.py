@@ -1,6 +1,7 @@
 """The command: every mistake is one line and exit status 2, and leaves nothing behind."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -101,7 +102,11 @@ def test_an_output_directory_that_is_not_empty_is_kept(project, command):  # noq
 def test_deploy_measure_and_report(project, command):  # noqa: F811
     status, out, err = command("deploy", "strangers_net:Net", "--out", "net", "--input", "1x3x8x8", "--threads", "1")
     assert (status, err) == (0, "")
-    assert "bytes for onnxruntime" in out
+    first, equal, speed, after, *_ = out.splitlines()
+    assert re.fullmatch(r"net: [\d.]+ kB for target onnxruntime, [\d.]+ kB of them model\.onnx", first)
+    assert re.fullmatch(r"Equals PyTorch: off by \S+ at most, where \S+ is allowed", equal)
+    assert re.fullmatch(r"[\d.]+ ms a call on 1 thread of .+ \(median of \d+, spread \d+%\)", speed)
+    assert after == "Next: abridged measure net --against strangers_net:Net"
     status, out, _ = command(
         "measure",
         "net",
@@ -123,8 +128,23 @@ def test_deploy_measure_and_report(project, command):  # noqa: F811
 def test_an_exported_program_deploys(project, command):  # noqa: F811
     program = torch.export.export(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), (torch.zeros(2, 4),))
     torch.export.save(program, project / "net.pt2")
-    status, _out, err = command("deploy", "net.pt2", "--out", "net")
+    status, out, err = command("deploy", "net.pt2", "--out", "net")
     assert (status, err) == (0, "")
+    assert "abridged measure net --against net.pt2" in out
+    status, out, err = command("measure", "net", "--against", "net.pt2")
+    assert (status, err) == (0, "")
+    assert "pytorch" in out
+    status, _, err = command("deploy", "net.pt2", "--out", "net")
+    assert (status, "replace it with --force" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("target", "usage"), [("native", "python net/run.py x.npy"), ("c", "make -C net bench")])
+def test_deploy_says_how_to_go_on_without_abridged(project, command, target, usage):  # noqa: F811
+    arguments = ("strangers_net:Net", "--out", "net", "--target", target, "--input", "1x3x8x8", "--threads", "1")
+    status, out, err = command("deploy", *arguments, *(("--option", "tune=0") if target == "native" else ()))
+    assert (status, err) == (0, "")
+    assert f"Next: {usage}" in out
+    assert ("ms a call" in out) == (target == "native")  # nothing is timed in place of a device
     status, _, err = command("deploy", "net.pt2", "--out", "net2", "--input", "1x4")
     assert (status, "brings its own" in err) == (2, True)
 

@@ -270,6 +270,22 @@ def test_the_makefile_is_for_the_cpu(options: dict[str, object], cc: str, flags:
     assert flags in makefile
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu": "z80"}, r"cpu 'z80': .*z80.*; name native, generic, .*riscv64.*, or a CPU that the compiler knows"),
+        (
+            {"cpu": "z80", "cc": "sdcc"},
+            r"cpu 'z80' is not one of ours, and 'sdcc', which might know it, is not here; name",
+        ),
+    ],
+)
+def test_a_cpu_that_nobody_knows_is_refused_before_make(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        targets.build(capture(nn.ReLU(), torch.zeros(3)), "c", tmp_path / "net", **options)
+    assert not (tmp_path / "net").exists()
+
+
 @pytest.mark.parametrize(("target", "name"), [("c", "vector"), ("c", "array"), ("native", "tune")])
 def test_an_option_that_is_no_switch_is_refused(target: str, name: str, tmp_path: Path) -> None:
     graph = capture(nn.ReLU(), torch.zeros(3))

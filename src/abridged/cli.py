@@ -128,14 +128,15 @@ def deploy(
     force: Force = False,
 ) -> None:
     """Build the artifact of MODEL for one target, run it there and compare it with PyTorch."""
-    from abridged.delivery import deploy as build
+    from abridged.delivery import deliver
+    from abridged.report.terminal import deployed
     from abridged.sources import load_for_deploy
 
     module, example = load_for_deploy(model, weights, shape, data)
     options = {name: value for name, value in (("cpu", cpu), ("cc", cc)) if value is not None} | _options(option or ())
-    artifact = build(module, example, target=target, out=out, threads=threads, force=force, **options)
-    typer.echo(f"{artifact.path}: {artifact.bytes:,} bytes for {target}; outputs equal PyTorch's within the bound")
-    artifact.close()
+    artifact, deviation = deliver(module, example, target, out, threads=threads, force=force, **options)
+    with artifact:
+        typer.echo(deployed(artifact, deviation, out, model))
 
 
 @app.command()
@@ -165,13 +166,13 @@ def measure(
     from abridged.delivery import load
     from abridged.files import write_atomic
     from abridged.measurement.measure import measure as run
-    from abridged.sources import load_data, load_model
+    from abridged.sources import load_data, load_rival
     from abridged.targets import TARGETS
 
     def contender(name: str) -> Any:
         if name in TARGETS:
             return name
-        return load(Path(name), threads=threads) if Path(name).is_dir() else load_model(name, weights)
+        return load(Path(name), threads=threads) if Path(name).is_dir() else load_rival(name, weights)
 
     with load(artifact, threads=threads) as loaded:
         book = run(loaded, against=[contender(name) for name in against or ()], data=load_data(data) if data else None)

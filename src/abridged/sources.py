@@ -48,6 +48,17 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
     return model
 
 
+def load_rival(spec: str, weights: str | Path | None = None) -> nn.Module:
+    """`load_model`, and also the program of a `.pt2` file as a module to run."""
+    if not spec.endswith(".pt2"):
+        return load_model(spec, weights)
+    from abridged.graph.capture import load_program, runnable
+
+    if weights:
+        raise InputError(f"model '{spec}': an exported program brings its own weights; leave --weights out")
+    return runnable(load_program(spec))
+
+
 def load_data(spec: str) -> Data:
     """The data that DATA names: a built-in set (`digits`, `mnist`, `NAME:DIR`) or a callable that returns `ab.Data`."""
     from abridged.data import Data

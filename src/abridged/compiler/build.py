@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from abridged.compiler.cpus import cpu_named, flags_of
+from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import cpu_flags, cpu_line
 from abridged.errors import AbridgedError, InputError
 
@@ -70,9 +70,7 @@ def find_compiler(cc: str | None = None, cpu: str = "native") -> tuple[str, ...]
             f"cpu '{cpu}' needs a cross compiler and found none; install {found.prefix}gcc (Debian: {found.package}), "
             "`pip install 'abridged[zig]'`, or name one with --cc"
         )
-    raise InputError(
-        "target 'native' needs a C compiler and found none; install gcc or clang, or `pip install 'abridged[zig]'`"
-    )
+    raise InputError("no C compiler was found; install gcc or clang, or `pip install 'abridged[zig]'`")
 
 
 def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ...]:
@@ -91,6 +89,19 @@ def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     defined = set(re.findall(r"#define __(\w+?)(?:__)? ", run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])))
     machine = next((machine for machine in ("x86_64", "aarch64", "riscv", "arm") if machine in defined), "")
     return [_MACHINE.get(machine, machine), *sorted({flag for macro, flag in _SETS.items() if macro in defined})]
+
+
+def require_cpu_named(cpu: str, compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`needed_cpu`, which raises `InputError` with the known names where the compiler does not know this one."""
+    known = f"name {', '.join(CPUS)}, or a CPU that the compiler knows"
+    if shutil.which(compiler[0]) is None:
+        raise InputError(
+            f"cpu '{cpu}' is not one of ours, and '{compiler[0]}', which might know it, is not here; {known}"
+        )
+    try:
+        return needed_cpu(compiler, flags)
+    except CompilerError as error:
+        raise InputError(f"cpu '{cpu}': {error}; {known}") from None
 
 
 def cpu_name() -> str:

@@ -78,6 +78,14 @@ def load_program(path: Path | str) -> ExportedProgram:
             raise InputError(f"{path}: not a program of torch.export: {_first_line(error)}") from error
 
 
+def runnable(program: ExportedProgram) -> nn.Module:
+    """The program as a module; its mode is that of its export, and what asks it for another is not refused."""
+    module = program.module()
+    for name in ("train", "eval"):
+        vars(module).pop(name, None)
+    return module
+
+
 class _NeedsRewritingError(Exception):
     """The program changes a tensor that is read under another name later, or uses an op that PyTorch can express by others."""
 

@@ -1,14 +1,20 @@
-"""The end of a run in the terminal: dense, control and compressed at a glance, theory beside practice."""
+"""What the terminal says at the end: of a run, and of an artifact that was deployed."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abridged.report.cells import Cell, Sheet
+from abridged.measurement.environment import cpu_name
+from abridged.measurement.records import Deviation
+from abridged.report.cells import Cell, Sheet, bytes_text, ms_text
 from abridged.report.gains import Gain
 from abridged.report.view import View
+from abridged.targets import TARGETS
+from abridged.targets.artifact import Artifact
 
 STYLES = {"good": "green", "bad": "bold red", "muted": "dim", "": ""}
 BAR = 12  # characters
@@ -58,3 +64,26 @@ def _gains(view: View) -> Table:
 def _bar(gain: Gain) -> Text:
     full = round(BAR * gain.realised_bar / 100)
     return Text("█" * full, style="blue").append("░" * (BAR - full), style="dim")
+
+
+def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str) -> str:
+    """What a person asks of a fresh artifact: how large, how equal, how fast, and what to type next."""
+    files = sorted(artifact.files.items(), key=lambda file: -file[1])
+    name, size = files[0]
+    lines = [
+        f"{folder}: {bytes_text(artifact.bytes)} for target {artifact.target}, {bytes_text(size)} of them {name}",
+        f"Equals PyTorch: off by {deviation.largest:.1e} at most, where {deviation.bound:.1e} is allowed",
+    ]
+    if artifact.stands_in:
+        lines.append("Its sources were compiled for this machine to compare them; times come from the device alone")
+    else:
+        samples = artifact.latency(0.5)
+        threads = f"{artifact.threads} thread{'s' * (artifact.threads > 1)}"
+        lines.append(
+            f"{ms_text(samples.median)} a call on {threads} of {cpu_name()} (median of {samples.runs}, spread "
+            f"{samples.spread:.0%})"
+        )
+    after = [TARGETS[artifact.target]().usage.format(folder)]
+    if not artifact.stands_in:
+        after += [f"abridged measure {folder} --against {model}", f'ab.load("{folder}")(x) in Python']
+    return "\n".join([*lines, "Next: " + "\n      ".join(filter(None, after))])

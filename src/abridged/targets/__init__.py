@@ -27,6 +27,7 @@ class Target:
     packages: tuple[str, ...]  # whose versions matter
     options: Mapping[str, Any]
     rehearse: Callable[[Path, Manifest, int], Engine] | None = None  # `start` for files that were built for elsewhere
+    usage: str = ""  # a command that runs an artifact without Abridged; {0} is its folder
 
 
 # An entry is a function, so that listing the table imports no runtime.
@@ -138,7 +139,11 @@ def vacant(out: Path, force: bool) -> Path:
     if not out.exists() or not any(out.iterdir()):
         return out
     if not force:
-        raise InputError(f"{out}: is not empty and was kept as it is; name another folder or use force")
+        raise InputError(
+            f"{out}: is not empty and was kept as it is; name another folder, or replace it with --force (force=True)"
+        )
     if not (out / MANIFEST).exists():
-        raise InputError(f"{out}: holds other files than an artifact, which force does not delete; name another folder")
+        raise InputError(
+            f"{out}: holds other files than an artifact, which --force does not delete; name another folder"
+        )
     return out

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from abridged import files
+from abridged.compiler.library import LibraryError
 from abridged.errors import InputError
 from abridged.graph.graph import Graph, Value
 from abridged.graph.structure import flatten, unflatten
@@ -95,13 +96,26 @@ class Manifest(_Record):
 
 
 class Engine(Protocol):
-    """A loaded network in its runtime. Its inputs were checked: count, shape, dtype, contiguous."""
+    """A loaded network in its runtime. Its inputs were checked: count, shape, dtype, contiguous.
+
+    `stands_in`: for a device that this machine is not, so that its times are not the device's."""
+
+    stands_in: bool
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]: ...
 
     def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float] | None: ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def refusing(directory: Path) -> Iterator[None]:
+    """What a compiled library refuses is the user's mistake."""
+    try:
+        yield
+    except LibraryError as error:
+        raise InputError(f"{directory}: {error}") from None
 
 
 class Artifact:
@@ -128,6 +142,11 @@ class Artifact:
         return self.manifest.signature
 
     @property
+    def stands_in(self) -> bool:
+        """Whether it runs here in place of a device of its own: right in its outputs, and nothing to time."""
+        return self._open().stands_in
+
+    @property
     def bytes(self) -> int:
         """Of every file of the artifact, the manifest included."""
         return sum(self.files.values())
@@ -138,7 +157,8 @@ class Artifact:
         Raises `InputError` for a wrong count, shape, dtype or device before the runtime sees anything."""
         engine = self._open()
         arrays, from_torch = _checked(inputs, self.signature)
-        outputs = engine.run(arrays)
+        with refusing(self.path):
+            outputs = engine.run(arrays)
         leaves = [torch.from_numpy(output) for output in outputs] if from_torch else list(outputs)
         return unflatten(self.signature.output_structure, leaves)
 
@@ -158,7 +178,8 @@ class Artifact:
         A fused layer's time is with the layer it was fused into; "" is what no submodule computes."""
         engine = self._open()
         arrays, _ = _checked(self.random_inputs() if inputs is None else inputs, self.signature)
-        return engine.layer_times(self.path, arrays, runs)
+        with refusing(self.path):
+            return engine.layer_times(self.path, arrays, runs)
 
     def close(self) -> None:
         """Free what the runtime holds. A second close does nothing."""
@@ -168,7 +189,7 @@ class Artifact:
 
     def delete_with(self, folder: Path) -> None:
         """Delete a folder that nobody asked for when this object goes."""
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(self, _delete, folder, os.getpid())
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -192,6 +213,12 @@ class Artifact:
         if self._engine is None:
             raise InputError(f"{self.path}: the artifact is closed; load it again with ab.load")
         return self._engine
+
+
+def _delete(folder: Path, process: int) -> None:
+    """In the process that made it: a forked one may go first."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own(graph: Graph) -> list[str]:

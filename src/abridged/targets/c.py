@@ -18,14 +18,14 @@ import numpy as np
 
 from abridged import files
 from abridged.compiler import threads
-from abridged.compiler.build import build_library, find_compiler, machine_flags
-from abridged.compiler.cpus import cpu_named, flags_of
+from abridged.compiler.build import build_library, find_compiler, machine_flags, require_cpu_named
+from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import compile_graph
 from abridged.compiler.plan import C_TYPES
 from abridged.graph.graph import Graph
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest
+from abridged.targets.artifact import Array, Manifest, refusing
 
 _READ = """  FILE *file = fopen("weights.bin", "rb");
   if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights) return 1;
@@ -37,6 +37,8 @@ _VECTORS = "-std=c99 -Wall -Wextra -Wno-psabi"
 class CEngine:
     """The sources, compiled into a folder that goes with this object."""
 
+    stands_in = True
+
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
         self._folder = Path(tempfile.mkdtemp(prefix="abridged-c-"))
@@ -46,7 +48,8 @@ class CEngine:
             compiler, parts = find_compiler(), {"model.c": 1, "threads.c": 1}
             flags = machine_flags(compiler)
             build_library(parts, self._folder, self._folder / "model.so", compiler=compiler, flags=flags)
-            self._library = Library(self._folder, 1)
+            with refusing(directory):
+                self._library = Library(self._folder, 1)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -71,12 +74,15 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
 
 def sources(graph: Graph, options: Mapping[str, Any]) -> dict[str, bytes]:
     """Every file of the artifact by name."""
+    command = _command(options)
+    if options["cpu"] not in CPUS:
+        require_cpu_named(options["cpu"], command, flags_of(command, options["cpu"]))
     made = dict(compile_graph(graph).files)
     if not options["vector"]:
         made["model.c"] = b"#define LANES 1 /* plain ISO C99 */\n" + made["model.c"]
     if options["array"]:
         made["weights.c"] = _array(made["weights.bin"])
-    fields = _buffers(graph, bool(options["array"])) | _build(options)
+    fields = _buffers(graph, bool(options["array"])) | _build(options, command)
     for name in ("main.c", "bench.c", "Makefile"):
         made[name] = _filled(resources(__package__).joinpath("project", name).read_text(encoding="utf-8"), fields)
     return made
@@ -135,10 +141,15 @@ def _buffers(graph: Graph, array: bool) -> dict[str, str]:
     }
 
 
-def _build(options: Mapping[str, Any]) -> dict[str, str]:
+def _command(options: Mapping[str, Any]) -> list[str]:
+    """The compiler that the Makefile names; it may be on another machine."""
+    cpu = cpu_named(options["cpu"])
+    return shlex.split(options["cc"]) if options["cc"] else [f"{cpu.prefix}gcc" if cpu.foreign else "cc"]
+
+
+def _build(options: Mapping[str, Any], command: Sequence[str]) -> dict[str, str]:
     """What the Makefile says of the compiler."""
-    cpu, prefix = options["cpu"], cpu_named(options["cpu"]).prefix
-    command = shlex.split(options["cc"]) if options["cc"] else [f"{prefix}gcc" if cpu_named(cpu).foreign else "cc"]
+    cpu = options["cpu"]
     return {
         "CPU": "the machine that it is called on" if cpu == "native" else cpu,
         "CC": shlex.join(command),
@@ -153,4 +164,5 @@ TARGET = Target(
     start=CEngine,
     packages=("torch",),
     options={"cc": None, "cpu": "native", "vector": True, "array": False},
+    usage="make -C {0} bench",
 )

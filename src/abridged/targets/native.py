@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,41 @@ import numpy as np
 from abridged import files
 from abridged.compiler import library, threads
 from abridged.compiler.build import (
-    CompilerError,
     build_library,
     compiler_version,
     cpu_name,
     find_compiler,
     machine_flags,
-    needed_cpu,
+    require_cpu_named,
     vector_registers,
 )
-from abridged.compiler.cpus import CPUS
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library, LibraryError, require_cpu
 from abridged.compiler.pipeline import plan
 from abridged.compiler.plan import Plan
 from abridged.compiler.tune import tune
-from abridged.errors import InputError
 from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, thread_count
+from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, refusing, thread_count
 from abridged.targets.c import CEngine
 
 
 class NativeEngine:
     """The library, and which module path each of its steps belongs to."""
 
+    stands_in = False
+
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
-        self._directory = directory
-        with self._refusing():
+        with refusing(directory):
             require_cpu(directory)
             self._library = Library(directory, count)
 
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """What the library refuses is the user's mistake."""
-        try:
-            yield
-        except LibraryError as error:
-            raise InputError(f"{self._directory}: {error}") from None
-
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        with self._refusing():
-            self._library.run(inputs, outputs)
+        self._library.run(inputs, outputs)
         return outputs
 
     def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float]:
@@ -80,11 +68,7 @@ class NativeEngine:
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
     compiler = find_compiler(options["cc"], options["cpu"])
     flags = machine_flags(compiler, options["cpu"])
-    try:
-        needed = needed_cpu(compiler, flags)
-    except CompilerError as error:
-        known = ", ".join(CPUS)
-        raise InputError(f"cpu '{options['cpu']}': {error}; name {known}, or a CPU that this compiler knows") from None
+    needed = require_cpu_named(options["cpu"], compiler, flags)
 
     def build(plan: Plan, folder: Path) -> None:
         sources = emit(plan)
@@ -122,4 +106,5 @@ TARGET = Target(
     packages=("torch",),
     options={"cc": None, "cpu": "native", "tune": True},
     rehearse=rehearse,
+    usage="python {0}/run.py x.npy",
 )

@@ -33,6 +33,8 @@ _BASE |= {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
 class OnnxRuntimeEngine:
     """An inference session. `run` is safe from several threads at once."""
 
+    stands_in = False
+
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         self._threads = threads
         self._inputs = [port.name for port in manifest.signature.inputs]

@@ -28,6 +28,8 @@ _BASE |= {"FullyConnected": "MatMul", "Deconvolution": "ConvolutionBackpropData"
 class OpenVinoEngine:
     """A compiled model and one inference request, which serves one caller at a time."""
 
+    stands_in = False
+
     def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
         self._threads = threads
         self._count = len(manifest.signature.outputs)
