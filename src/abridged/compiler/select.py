@@ -48,8 +48,8 @@ def choices(step: Step, registers: int = 16, hosted: bool = False) -> tuple[Choi
 
 
 def _in_registers(tile: kernels.Tile, registers: int) -> bool:
-    """Whether a tile of several rows fills the machine's registers with its sums, and no more."""
-    rows = tile.get("M", tile.get("BR", 1)) if "NV" in tile else 1
+    """Whether a tile of several rows fills the machine's registers with its sums, and no more. M is rows, but beside N (N:M)."""
+    rows = tile.get("M", tile.get("BR", 1)) if "NV" in tile and "N" not in tile else 1
     return rows == 1 or registers // 2 < rows * tile["NV"] + 2 <= registers
 
 
