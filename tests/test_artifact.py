@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +268,19 @@ def test_listing_the_targets_imports_no_runtime() -> None:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[1] == "[]"
     assert all(TARGETS.summary(name) for name in TARGETS)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_delete_its_parents_folder(graph: Graph) -> None:
+    artifact = build(graph, "onnxruntime", threads=1)
+    folder = artifact.path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads that stay behind
+        child = os.fork()
+    if not child:
+        del artifact
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert folder.exists()
+    del artifact
+    assert not folder.exists()

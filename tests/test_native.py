@@ -189,6 +189,17 @@ def test_parts_of_a_cat_lie_between_one_another(axis: int, shape: tuple[int, ...
             assert np.abs(found - exact.detach().numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize("which", ["input", "constant"])
+def test_a_network_that_computes_nothing(which: str, fast_builds: None) -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if which == "input" else torch.arange(3.0)
+
+    x = torch.randn(2, 3)
+    with targets.build(capture(Nothing(), x), "native", tune=False) as artifact:
+        assert torch.equal(artifact(x), Nothing()(x))
+
+
 def test_unsupported_op_names_its_module() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Target `native`, loaded: another machine, altered files, forks, threads that end and park; and what it promises of size."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +123,50 @@ def test_altered_files_are_refused(folder: Path, name: str, attack) -> None:
     attack(folder / name)
     with pytest.raises(InputError, match="altered|damaged|has .* bytes, but was built" if "json" in name else name):
         targets.load(folder)
-    if name != "abridged.json":
-        assert "is not the file that was built" in run_py(folder).stderr
+    assert "is not the file that was built" in run_py(folder).stderr
+
+
+def test_another_network_built_in_the_place_of_a_loaded_one_is_another(tmp_path: Path) -> None:
+    def build(factor: float) -> None:
+        net = nn.Linear(7, 5, bias=False)
+        net.weight.data.fill_(factor)
+        graph = capture(nn.Sequential(net, nn.ReLU() if factor > 1 else nn.Sigmoid()), torch.zeros(1, 7))
+        targets.build(graph, "native", tmp_path / "net", tune=False, force=True).close()
+
+    x, answers = torch.ones(1, 7), []
+    with ExitStack() as stack:
+        for factor in (1.0, 2.0, 1.0):  # the first stays open while its folder is replaced
+            build(factor)
+            answers.append(stack.enter_context(targets.load(tmp_path / "net"))(x)[0, 0].item())
+    assert answers == [answers[0], pytest.approx(14, abs=0.5), answers[0]]
+    assert answers[0] < 1.01
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_loads_leave_nothing_behind_closed_or_not(built: Path) -> None:
+    def cost() -> tuple[int, int, int]:
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text()
+        return tasks(), len(os.listdir("/proc/self/fd")), maps.count(str(built))
+
+    def load(count: int) -> None:
+        for i in range(count):
+            artifact = targets.load(built, threads=3)
+            artifact(X)
+            if i % 2:
+                artifact.close()
+                artifact.close()
+
+    before = cost()
+    load(20)
+    settled = resident()
+    load(200)
+    assert cost() == before
+    assert resident() - settled < 20e6  # one load has 0.4 MB
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def test_run_py_needs_numpy_alone(folder: Path) -> None:
@@ -300,15 +344,15 @@ def test_a_pruned_resnet_keeps_the_promises(torchvision_models, name: str, code:
     sparse = sum(6 * int((w != 0).sum()) + 4 * len(w) for w in weights)
     assert (tmp_path / "net" / "weights.bin").stat().st_size <= 1.05 * sparse
     assert sections(tmp_path / "net" / "model.so") < code
-    start = time.perf_counter()
+    start = time.process_time()  # others may be at work on this machine
     for file in sorted((tmp_path / "net").iterdir()):
         sha256(file)
-    hashing = time.perf_counter() - start
+    hashing = time.process_time() - start
     took = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         artifact = targets.load(tmp_path / "net", threads=2)
-        took.append(time.perf_counter() - start - hashing)
+        took.append(time.process_time() - start - hashing)
         artifact.close()
     assert min(took) < 0.05
     assert 4 * plan(graph).arena <= 1.15 * live(graph)

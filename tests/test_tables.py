@@ -30,6 +30,7 @@ def test_an_unknown_name_raises_with_the_nearest(name, hint):
 
 def test_an_empty_table_has_no_names_to_offer():
     assert nearest("x", []) == "; known: none"
+    assert nearest("x", map(str, range(200))) == "; none of the 200 known is like it"
 
 
 def test_the_summary_is_the_first_line_of_the_docstring():

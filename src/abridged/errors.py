@@ -29,6 +29,7 @@ class GateError(AbridgedError):
 
 PATH = (str, os.PathLike)  # kinds for `expect`
 NOTHING = type(None)
+FEW = 60  # names that one line of an error may list
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
@@ -43,7 +44,7 @@ def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: `"; did you mean 'magnitude'?"`, or the known names when none is near.
+    """A hint for a misspelt name: `"; did you mean 'magnitude'?"`, or the known names when none is near and they are few.
 
     >>> nearest("magnitud", ["magnitude", "random"])
     "; did you mean 'magnitude'?"
@@ -52,4 +53,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1) or [known for known in names if name and known.startswith(name)]
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return (
+        f"; known: {', '.join(names) or 'none'}"
+        if len(names) <= FEW
+        else f"; none of the {len(names)} known is like it"
+    )

@@ -5,6 +5,7 @@ This file needs numpy alone. Every artifact carries it as run.py, which runs the
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import hashlib
 import json
@@ -72,19 +73,38 @@ def aligned(size: int) -> Array:
     return found[start : start + size]
 
 
+_versions: dict[Path, list[tuple[int, ...]]] = {}  # of each file that was loaded here, in order
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    """The library in a file as it is now.
+
+    The system's loader knows what it has loaded by the name, and would give the old library where another was built in
+    its place: each version of a file gets a spelling of its own ("net/././model.so")."""
+    status, seen = file.stat(), _versions.setdefault(file, [])
+    version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    if version not in seen:
+        seen.append(version)
+    try:
+        return ctypes.CDLL(f"{file.parent}/{'./' * seen.index(version)}{file.name}")
+    except OSError as error:
+        raise LibraryError(f"cannot be loaded: {error}") from None
+
+
 class Library:
-    """One call runs at a time; the GIL is free while it does."""
+    """One call runs at a time; the GIL is free while it does. Threads end and code goes with `close`, or with the object."""
 
     def __init__(self, directory: Path, threads: int) -> None:
+        self._pool = ctypes.c_void_p()
+        self._lock = threading.Lock()
         self._process = os.getpid()
-        self._library = ctypes.CDLL(str(directory / "model.so"))
+        self._library = _load(directory.resolve() / "model.so")
         self._library.model_arena_bytes.restype = ctypes.c_long
         self._library.pool_open.restype = ctypes.c_void_p
         self._weights = _read(directory / "weights.bin")
         self._arena = aligned(self._library.model_arena_bytes())
         self._library.model_prepare(_pointer(self._arena))
         self._parallel_for = ctypes.cast(self._library.pool_run, ctypes.c_void_p)
-        self._lock = threading.Lock()
         self._pool = ctypes.c_void_p(self._library.pool_open(threads))
         if not self._pool:
             raise LibraryError(f"{threads} threads could not be started; ask for fewer")
@@ -125,27 +145,33 @@ class Library:
             pool, self._pool = self._pool, ctypes.c_void_p()
             if pool:
                 self._library.pool_close(pool)
+                _ctypes.dlclose(self._library._handle)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # of an object that was never whole, or while Python ends
+            self.close()
 
 
 class Network:
-    """An artifact folder as a function of its flat inputs. Raises `LibraryError` for altered files and on another machine."""
+    """An artifact folder as a function of its flat inputs, by default on all cores that this process may use.
 
-    def __init__(self, directory: Path, threads: int = os.cpu_count() or 1) -> None:
-        manifest = json.loads((directory / "abridged.json").read_bytes())
+    Raises `LibraryError` for altered files and on another machine."""
+
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
+        manifest = _manifest(directory / "abridged.json")
         for name in ("cpu.txt", "model.so", "weights.bin"):
             with open(directory / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
-                    raise LibraryError(
-                        f"{directory / name}: is not the file that was built; build or copy the artifact again"
-                    )
+                    raise _altered(directory / name)
         require_cpu(directory)
         self._inputs, self._outputs = manifest["signature"]["inputs"], manifest["signature"]["outputs"]
-        self._library = Library(directory, threads)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._library = Library(directory, threads or cores)
 
     def __call__(self, *inputs: Array) -> list[Array]:
         """Raises `ValueError` for a wrong count, shape or dtype."""
         given, wanted = (
-            [(list(x.shape), str(x.dtype)) for x in inputs],
+            [(list(np.shape(x)), str(getattr(x, "dtype", type(x).__name__))) for x in inputs],
             [(p["shape"], p["dtype"]) for p in self._inputs],
         )
         if given != wanted:
@@ -156,6 +182,23 @@ class Network:
 
     def close(self) -> None:
         self._library.close()
+
+
+def _manifest(file: Path) -> Any:
+    """abridged.json, if its checksum is that of all the rest: shapes say how far C writes."""
+    try:
+        manifest = json.loads(file.read_bytes())
+        checksum = manifest.pop("checksum")
+    except (ValueError, AttributeError, KeyError):
+        raise _altered(file) from None
+    rest = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
+    if hashlib.sha256(rest.encode()).hexdigest() != checksum:
+        raise _altered(file)
+    return manifest
+
+
+def _altered(file: Path) -> LibraryError:
+    return LibraryError(f"{file}: is not the file that was built; build or copy the artifact again")
 
 
 def _read(file: Path) -> Array:
@@ -176,5 +219,5 @@ if __name__ == "__main__":
     try:
         for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
             np.save(f"output{i}.npy", output)
-    except (LibraryError, OSError, ValueError) as error:
+    except (LibraryError, OSError, ValueError, EOFError) as error:
         sys.exit(f"run.py: {error}")

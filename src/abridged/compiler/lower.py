@@ -49,8 +49,9 @@ class Lowering:
             self.layouts[name] = self._plain(f"in:{name}", name)
         for group in groups:
             self._lower(group)
+        last = groups[-1].anchor if groups else Node("output", (), (), {})  # inputs and constants may be all there is
         for i, name in enumerate(graph.outputs):
-            self.copy(group.anchor, self.value(name), self.layout(name), self._plain(f"out:{i}", name))
+            self.copy(last, self.value(name), self.layout(name), self._plain(f"out:{i}", name))
 
     def plan(self) -> Plan:
         outputs = tuple(f"out:{i}" for i in range(len(self.graph.outputs)))
