@@ -1,31 +1,31 @@
 """Low-rank factorization of trained networks: error and accuracy by method and by what is left of the MACs.
 
     python ../shared/data/unpack.py data cifar10 imagenet300 weights
-    python benchmarks/factorization.py resnet56 --data data [--images 2000] [--out factorization.json]
+    python benchmarks/factorization.py resnet56 --data data --images 2000 [--out factorization.json]
     python benchmarks/factorization.py squeezenet --data data
     python benchmarks/factorization.py resnet56 --latency        milliseconds of one cell on native and onnxruntime
     python benchmarks/factorization.py lstm                      milliseconds of an LSTM and of its factors
     python benchmarks/factorization.py resnet56 --table          what is measured so far, nothing else
 
-Every cell is written to OUT as soon as it is measured, and a cell that is there is not measured again. "fitted": last
-kernels fitted by least squares to 128 training images (SqueezeNet: 100 of the 300 images, the other 200 are for
-evaluation). "distilled": 40 updates of 64 images after that. The error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
+Every cell is written to OUT as soon as it is measured, also by several processes, and a cell that is there is not
+measured again. "fitted": last kernels fitted by least squares to 128 training images (SqueezeNet: 100 of the 300 images,
+the other 200 are for evaluation). "distilled": 40 updates of 64 images after that, the dense network the teacher. The
+error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import add, read
 from networks import cifar, resnet, squeezenet, thirds
 from torch import Tensor, nn
 
@@ -35,7 +35,10 @@ from abridged.timing import time_interleaved
 
 RATIOS = (0.75, 0.5, 0.33)  # of the MACs
 METHODS = ("svd", "channel", "spatial", "tucker", "tt", "cp")
-ROWS = (*METHODS, *(f"{name}, fitted" for name in METHODS), "whitened", "whitened or spatial", "whitened, distilled")
+ROWS = (
+    *METHODS, *(f"{name}, fitted" for name in METHODS), "whitened", "whitened or spatial",
+    "whitened, distilled", "spatial, distilled",
+)  # fmt: skip
 TARGETS = ("onnxruntime", "native")
 UPDATES, BATCH = 40, 64
 
@@ -79,9 +82,14 @@ def thin_of(case: Case, row: str, ratio: float) -> nn.Module:
     thin = ab.factorize(case.model, case.example, methods, ratio=ratio, of="macs", data=seen, samples=case.samples)
     if how == "distilled":
         inputs, labels = (part[: UPDATES * BATCH] for part in case.data.train)
-        few = dataclasses.replace(case.data, train=(inputs, labels))
-        ab.distill(thin, copy.deepcopy(case.model), few, epochs=1, lr=3e-4, batch_size=BATCH)
+        few = dataclasses.replace(case.data, train=(inputs, labels), val=(inputs[:BATCH], labels[:BATCH]))
+        epochs = UPDATES // -(-len(inputs) // BATCH)
+        ab.distill(thin, case.model, few, epochs=epochs, batch_size=BATCH, optimizer=adamw)
     return thin.eval()
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-4)
 
 
 @torch.no_grad()
@@ -158,11 +166,17 @@ def lstm() -> Iterator[str]:
         yield f"{name}: {time.median:.3f} ms"
 
 
-def table(cells: Cells) -> Iterator[str]:
+def key(network: str, row: str, ratio: float | None = None) -> str:
+    return f"{network}, {row}" + (f", {ratio:g}" if ratio else "")
+
+
+def table(network: str, done: Cells) -> Iterator[str]:
+    yield f"{network}: dense {told(done.get(key(network, 'dense')))}"
+    yield ""
     yield "| method | " + " | ".join(f"{ratio:.0%} of the MACs" for ratio in RATIOS) + " |"
     yield "|---" * (1 + len(RATIOS)) + "|"
     for row in ROWS:
-        yield f"| {row} | " + " | ".join(told(cells.get(f"{row} {ratio}")) for ratio in RATIOS) + " |"
+        yield f"| {row} | " + " | ".join(told(done.get(key(network, row, ratio))) for ratio in RATIOS) + " |"
 
 
 def told(cell: dict[str, Any] | None) -> str:
@@ -175,9 +189,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=[*CASES, "lstm"])
     parser.add_argument("--data", type=Path, default=Path("data"), help="holds cifar10/, imagenet300/ and weights/")
-    parser.add_argument("--out", type=Path, default=Path("factorization.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10's test set, the first ones")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="these alone")
+    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS, choices=RATIOS, help="these alone")
     parser.add_argument("--cells", type=int, default=1000, help="measure at most so many that are missing")
     parser.add_argument("--latency", nargs=2, metavar=("ROW", "RATIO"), help="milliseconds of one cell, nothing else")
     parser.add_argument("--table", action="store_true", help="print what was measured, nothing else")
@@ -186,43 +201,38 @@ def main() -> None:
     if options.network == "lstm":
         print("\n".join(lstm()))
         return
-    every: dict[str, Cells] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    cells = every.setdefault(options.network, {})
     if not options.table:
         case = CASES[options.network](options)
-        jobs = fill(case, cells, options) if options.latency is None else timed(case, cells, options)
-        for line in islice(jobs, options.cells):
-            options.out.write_text(json.dumps(every, indent=1))
-            print(line, flush=True)
-    print(f"\n{options.network}: dense {told(cells.get('dense'))}; torch {torch.__version__}\n")
-    print("\n".join(table(cells)))
+        jobs = fill(case, options) if options.latency is None else timed(case, options)
+        for name, cell in islice(jobs, options.cells):
+            add(options.out, name, cell)
+            print(f"{name}: {cell}", flush=True)
+    print("\n".join(table(options.network, read(options.out))))
 
 
-def fill(case: Case, cells: Cells, options: argparse.Namespace) -> Iterator[str]:
-    """Measure what is missing; a line for each cell."""
-    dense = logits_of(case, case.model)
-    if "dense" not in cells:
-        cells["dense"] = judged(case, case.model, dense) | {"images": len(dense)}
-        yield f"dense: {cells['dense']}"
-    for ratio, row in product(RATIOS, options.rows):
-        key = f"{row} {ratio}"
-        if "accuracy" in cells.get(key, {}) or "refused" in cells.get(key, {}):
+def fill(case: Case, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure what is missing: the name of each cell and what it holds."""
+    dense, name = logits_of(case, case.model), key(options.network, "dense")
+    if name not in read(options.out):
+        yield name, judged(case, case.model, dense) | {"images": len(dense), "torch": torch.__version__}
+    for ratio, row in product(options.ratios, options.rows):
+        name = key(options.network, row, ratio)
+        cell = read(options.out).get(name, {})
+        if "accuracy" in cell or "refused" in cell:
             continue
         try:
-            cells[key] = cells.get(key, {}) | judged(case, thin_of(case, row, ratio), dense)
+            yield name, cell | judged(case, thin_of(case, row, ratio), dense)
         except ab.InputError as error:
             if "cannot be reached" not in str(error):
                 raise
-            cells[key] = {"refused": "out of reach"}
-        yield f"{key}: {cells[key]}"
+            yield name, {"refused": "out of reach"}
 
 
-def timed(case: Case, cells: Cells, options: argparse.Namespace) -> Iterator[str]:
+def timed(case: Case, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     row, ratio = options.latency
+    name = key(options.network, row, float(ratio))
     home = options.out.with_suffix("") / options.network
-    cell = cells.setdefault(f"{row} {ratio}", {})
-    cell["latency"] = latency(case, row, float(ratio), home)
-    yield f"{row} {ratio}: {cell['latency']}"
+    yield name, read(options.out).get(name, {}) | {"latency": latency(case, row, float(ratio), home)}
 
 
 if __name__ == "__main__":
