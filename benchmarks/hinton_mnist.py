@@ -1,10 +1,13 @@
 """MNIST as in Hinton, Vinyals & Dean (2015), section 3: their test errors and ours, side by side.
 
-    python benchmarks/hinton_mnist.py data/mnist --out hinton-mnist [--epochs 20]
+    python benchmarks/hinton_mnist.py data/mnist --out hinton-mnist [--epochs 60] [--teacher-epochs 200]
 
 A 784-1200-1200-10 teacher learns with dropout, a weight constraint and jitter of two pixels. A 784-800-800-10 student
 learns without any of these: alone, from the teacher's soft targets at T = 20, from a transfer set without a single 3,
-and from one of 7s and 8s alone. Each network is kept in OUT when it is done, so that a killed run goes on."""
+and from one of 7s and 8s alone. Each network is kept in OUT when it is done, so that a killed run goes on.
+
+Batches of 512, matrix products in bfloat16 and Adam in one kernel make an epoch five times as fast as batches of 128 in
+float32 on a processor that has them (AMX): the teacher, whose dropout wants many epochs, gets 200 in the time of 40."""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +37,7 @@ PUBLISHED = {
     "… the biases of 7 and 8 lowered": 1320,
 }
 TEACHER, ALONE, DISTILLED, NO_THREES, RAISED, TWO_CLASSES, LOWERED = PUBLISHED
-TEMPERATURE, ALPHA, BATCH = 20.0, 0.9, 128
+TEMPERATURE, ALPHA = 20.0, 0.9
 
 
 def network(width: int, dropout: bool = False) -> nn.Sequential:
@@ -48,7 +52,7 @@ def network(width: int, dropout: bool = False) -> nn.Sequential:
 
 
 class Constrained(Callback):
-    """After each step the incoming weights of a hidden unit have at most this norm (Srivastava et al., 2014)."""
+    """After each step the incoming weights of a unit have at most this norm (Srivastava et al., 2014)."""
 
     def __init__(self, norm: float = 3.0) -> None:
         self.norm = norm
@@ -61,7 +65,10 @@ class Constrained(Callback):
 
 
 def adam(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, 1e-3)  # type: ignore[arg-type]
+    return torch.optim.Adam(parameters, 2e-3, fused=True)  # type: ignore[arg-type]
+
+
+TRAINING: dict[str, Any] = {"batch_size": 512, "optimizer": adam, "precision": "bf16"}
 
 
 def mnist(directory: Path) -> ab.Data:
@@ -102,8 +109,8 @@ def shifted(model: nn.Module, data: ab.Data, classes: list[int]) -> tuple[float,
 class Study:
     """The networks of the study, each trained once and kept."""
 
-    def __init__(self, data: ab.Data, out: Path, epochs: int) -> None:
-        self.data, self.out, self.epochs = data, out, epochs
+    def __init__(self, data: ab.Data, out: Path, epochs: int, teacher_epochs: int) -> None:
+        self.data, self.out, self.epochs, self.teacher_epochs = data, out, epochs, teacher_epochs
         self.seconds: dict[str, float] = {}
 
     def trained(self, name: str, model: nn.Module, train: object) -> nn.Module:
@@ -123,15 +130,19 @@ class Study:
 
         def train(model: nn.Module, checkpoint: Path) -> History:
             return ab.fit(
-                model, jittered, epochs=3 * self.epochs // 2, batch_size=BATCH, optimizer=adam,
-                callbacks=[Constrained()], checkpoint=checkpoint,
-            )  # fmt: skip
+                model,
+                jittered,
+                epochs=self.teacher_epochs,
+                callbacks=[Constrained()],
+                checkpoint=checkpoint,
+                **TRAINING,
+            )
 
         return self.trained("teacher", network(1200, dropout=True), train)
 
     def alone(self) -> nn.Module:
         def train(model: nn.Module, checkpoint: Path) -> History:
-            return ab.fit(model, self.data, epochs=self.epochs, batch_size=BATCH, optimizer=adam, checkpoint=checkpoint)
+            return ab.fit(model, self.data, epochs=self.epochs, checkpoint=checkpoint, **TRAINING)
 
         return self.trained("alone", network(800), train)
 
@@ -141,15 +152,15 @@ class Study:
         def train(model: nn.Module, checkpoint: Path) -> nn.Module:
             return ab.distill(
                 model, teacher, data, temperature=TEMPERATURE, alpha=alpha, loss="kd",
-                epochs=self.epochs, batch_size=BATCH, optimizer=adam, checkpoint=checkpoint,
+                epochs=self.epochs, checkpoint=checkpoint, **TRAINING,
             )  # fmt: skip
 
         return self.trained(name, network(800), train)
 
 
-def study(data: ab.Data, out: Path, epochs: int) -> tuple[dict[str, int], list[str]]:
+def study(data: ab.Data, out: Path, epochs: int, teacher_epochs: int) -> tuple[dict[str, int], list[str]]:
     """Test errors of each network, and what else is worth saying."""
-    runs = Study(data, out, epochs)
+    runs = Study(data, out, epochs, teacher_epochs)
     found, notes = {}, []
     torch.manual_seed(0)
     teacher = runs.teacher()
@@ -180,10 +191,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("hinton-mnist"))
-    parser.add_argument("--epochs", type=int, default=20, help="of a student; the teacher has half as many more")
+    parser.add_argument("--epochs", type=int, default=60, help="of a student")
+    parser.add_argument("--teacher-epochs", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found, notes = study(mnist(args.data), args.out, args.epochs)
+    found, notes = study(mnist(args.data), args.out, args.epochs, args.teacher_epochs)
     lines = ["| network | Hinton et al. 2015 | here |", "|---|---|---|"]
     lines += [f"| {name} | {PUBLISHED[name]:,} | {found[name]:,} |" for name in PUBLISHED]
     text = "\n".join([*lines, "", *notes, ""])
