@@ -310,7 +310,7 @@ def test_size_is_explained(files: int, density: float, says: str) -> None:
         (1.0, 0.1, "onnxruntime", "multiplies the zeros"),
         (1.0, 0.1, "onnxruntime", "within the run-to-run spread"),
         (0.5, 0.1, "onnxruntime", "Part of the promise"),
-        (1.0, 0.1, "native", "Part of the promise"),
+        (1.0, 0.1, "native", "None of the promise"),
         (0.11, 0.1, "native", "keeps what theory promised"),
         (1.0, 1.0, "native", "promises no speed-up"),
         (1.0, 0.0, "native", "no ratio to compare"),
@@ -433,6 +433,43 @@ def test_code_to_copy_is_python(make: Any) -> None:
     for snippet in shown.snippets:
         ast.parse(snippet.code)
     assert 'ab.load_into(model, "model.safetensors")' in shown.snippets[-1].code
+
+
+def with_steps(*kinds: str) -> Ledger:
+    """A ledger whose steps made smaller layers, without zeros."""
+    first, *_ = plausible().rows
+    theory = first.theory.model_copy(update={"macs": first.theory.macs // 4, "effective_macs": first.theory.macs // 4})
+    steps = [
+        first.model_copy(
+            update={
+                "name": f"{at}-{kind}", "kind": "step", "options": {kind: {}}, "theory": theory,
+                "practice": (practice("onnxruntime", 193_000, 0.069, 356),),
+            }
+        )
+        for at, kind in enumerate(kinds, 1)
+    ]  # fmt: skip
+    return plausible(rows=(first, *steps))
+
+
+def test_smaller_layers_are_not_called_zeros() -> None:
+    shown = view(with_steps("factorize"))
+    assert "zero" not in shown.size_words + shown.speed_words
+    assert "None of the promise arrives" in shown.speed_words
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        (["prune"], 'ab.load_into(model, "model.safetensors")'),
+        (["factorize", "distill"], 'thin = ab.load_factorized(model, "model.safetensors")'),
+        (["prune", "shrink", "factorize"], 'recipe="recipe.yaml", out=".", seed=0, resume=True)'),
+        (["factorize", "factorize"], "resume=True"),
+    ],
+)
+def test_the_way_to_load_fits_what_the_steps_made(steps: list[str], code: str) -> None:
+    own = view(with_steps(*steps)).snippets[-1].code
+    ast.parse(own)
+    assert code in own
 
 
 def test_a_runtime_of_its_own_needs_no_abridged() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from abridged.ledger import Ledger, Row
 from abridged.report import plots, sheets, wording
-from abridged.report.cells import Sheet, bytes_text, seconds_text, sentence
+from abridged.report.cells import NEARLY, Sheet, bytes_text, seconds_text, sentence
 from abridged.report.gains import Comparison, Gain, compare, size_gain, speed_gain
 from abridged.report.plots import Plot
 from abridged.report.wording import Snippet, Status
@@ -69,6 +69,7 @@ def view(ledger: Ledger) -> View:
     """Everything a report says about a ledger; a pure function of it."""
     size, speed, accuracy = size_gain(ledger), speed_gain(ledger), compare(ledger)
     layers = sheets.layers(ledger)
+    zeros = ledger.final is not None and ledger.final.theory.sparsity > NEARLY
     return View(
         title=ledger.title or ledger.model,
         facts=_facts(ledger),
@@ -82,8 +83,8 @@ def view(ledger: Ledger) -> View:
         speed=speed,
         accuracy=accuracy,
         accuracy_title=sentence(accuracy.metric),
-        size_words=wording.explain_size(size),
-        speed_words=wording.explain_speed(speed, ledger.target),
+        size_words=wording.explain_size(size, zeros=zeros),
+        speed_words=wording.explain_speed(speed, ledger.target, zeros=zeros),
         accuracy_words=wording.explain_accuracy(accuracy),
         glance=sheets.glance(ledger, size, speed, accuracy),
         checks=sheets.checks(ledger),

@@ -93,8 +93,8 @@ def _no_practice(gain: Gain, what: str) -> str:
     return f"The {what} of the dense and the compressed model were not both measured on this target."
 
 
-def explain_size(gain: Gain) -> str:
-    """Why the files are as large as they are."""
+def explain_size(gain: Gain, *, zeros: bool) -> str:
+    """Why the files are as large as they are. `zeros`: whether the promise rests on weights that are zero."""
     practice, theory, realised = gain.practice.value, gain.theory.value, gain.realised.value
     if practice is None:
         return _no_practice(gain, "files")
@@ -106,13 +106,16 @@ def explain_size(gain: Gain) -> str:
         return "More than theory counted: it compares weights alone, and the files shrank by more than that."
     if realised >= 0.8:
         return "The files keep what theory promised."
-    if practice < 1 + NEARLY:
+    if practice < 1 + NEARLY and zeros:
         return "The format stores every zero, so the file is as large as before."
-    return "The file keeps part of the promise: it also holds the graph, and zeros that its format cannot skip."
+    beside = ", and zeros that its format cannot skip" if zeros else ", which is not smaller"
+    return (
+        f"The file keeps {'none' if practice < 1 + NEARLY else 'part'} of the promise: it also holds the graph{beside}."
+    )
 
 
-def explain_speed(gain: Gain, target: str) -> str:
-    """Why it is as fast as it is."""
+def explain_speed(gain: Gain, target: str, *, zeros: bool) -> str:
+    """Why it is as fast as it is. `zeros`: whether the promise rests on weights that are zero."""
     practice, theory, realised = gain.practice.value, gain.theory.value, gain.realised.value
     if practice is None:
         return _no_practice(gain, "times")
@@ -123,13 +126,13 @@ def explain_speed(gain: Gain, target: str) -> str:
         return "Theory promises no speed-up from this recipe." + noise
     if realised >= 0.8:
         return "The runtime keeps what theory promised." + noise
-    if target in DENSE_RUNTIMES and practice < 1.3:
+    if zeros and target in DENSE_RUNTIMES and practice < 1.3:
         return (
             f"{target} is a dense runtime: it multiplies the zeros like any other weight, so the {ratio_text(theory)} fewer"
             f" multiply-accumulates exist on paper only." + noise
         )
     return (
-        "Part of the promise arrives. The rest goes to what theory does not count: memory traffic, small layers, the"
+        f"{'None' if practice < 1 + NEARLY else 'Part'} of the promise arrives. The rest goes to what theory does not count: memory traffic, small layers, the"
         " operators between the multiplications." + noise
     )
 
@@ -147,12 +150,7 @@ def explain_accuracy(found: Comparison) -> str:
 
 def snippets(ledger: Ledger) -> tuple[Snippet, ...]:
     """How to load the result: with Abridged, into the user's own module, and with the plain runtime."""
-    own = Snippet(
-        "The weights in your own PyTorch model",
-        "import abridged as ab\n\n"
-        f"model = ...  # the same architecture: {_one_line(ledger.model)}\n"
-        'ab.load_into(model, "model.safetensors")',
-    )
+    own = _own(ledger)
     if ledger.artifact is None:
         return (own,)
     artifact = Snippet(
@@ -163,6 +161,26 @@ def snippets(ledger: Ledger) -> tuple[Snippet, ...]:
     )
     plain = _plain_onnxruntime(ledger)
     return (artifact, *((plain,) if plain else ()), own)
+
+
+def _own(ledger: Ledger) -> Snippet:
+    """The weights in PyTorch: steps that made other modules need more than a file of weights."""
+    made = [
+        kind for row in ledger.rows if row.kind == "step" for kind in ("shrink", "factorize") if kind in row.options
+    ]
+    title, architecture = "The weights in your own PyTorch model", f"the same architecture: {_one_line(ledger.model)}"
+    if made not in ([], ["factorize"]):
+        return Snippet(
+            "The model in PyTorch, in its new form",
+            "import abridged as ab\n\n"
+            f"model, data = ...  # what the run was given: {_one_line(ledger.model)}\n"
+            f'done = ab.compress(model, data, recipe="recipe.yaml", out=".", seed={ledger.seed}, resume=True)\n'
+            "small = done.model  # as it was saved; nothing is trained again",
+        )
+    code = 'ab.load_into(model, "model.safetensors")'
+    if made:
+        code = 'thin = ab.load_factorized(model, "model.safetensors")'
+    return Snippet(title, f"import abridged as ab\n\nmodel = ...  # {architecture}\n{code}")
 
 
 def _plain_onnxruntime(ledger: Ledger) -> Snippet | None:
