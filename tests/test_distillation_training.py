@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from abridged import recipe as recipes
-from abridged.data import Data
+from abridged.data import Batch, Data
 from abridged.distillation import courses
 from abridged.distillation.cache import Remembered, digests
 from abridged.distillation.distill import distill, distill_fit
 from abridged.distillation.losses import LOSSES
-from abridged.distillation.table import needs
+from abridged.distillation.table import Outputs, needs
 from abridged.distillation.taps import pairs, tapped
 from abridged.distillation.terms import Term, terms
 from abridged.errors import InputError
@@ -342,6 +343,34 @@ def test_masks_keep_their_zeros_and_their_absence_is_told() -> None:
 # -- courses
 
 
+@pytest.mark.parametrize("name", ["kd", "standardized", "dist"])
+def test_a_vocabulary_that_comes_last_is_not_taken_for_positions(name: str) -> None:
+    s, t = (Outputs(torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(i))) for i in (0, 1))
+    with pytest.raises(
+        InputError, match=r"logits \(2, 5, 7\) with labels \(2, 5\) have the classes last: take loss='token'"
+    ):
+        LOSSES[name](s, t, Batch(None, torch.zeros(2, 5).long()))
+    for labels in (None, torch.zeros(2, 7).long(), torch.zeros(2).long()):
+        assert LOSSES[name](s, t, Batch(None, labels)).isfinite()
+    square = Outputs(torch.randn(2, 5, 5))
+    assert LOSSES[name](square, square, Batch(None, torch.zeros(2, 5).long())).isfinite()  # could be either
+
+
+def test_networks_without_values_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the teacher has no values \(meta device\)"):
+        distill(Net(), Net(8).to("meta"), data(), epochs=1)
+    with pytest.raises(InputError, match=r"the model has no values \(meta device\)"):
+        distill(Net().to("meta"), Net(8), data(), epochs=1)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert courses.alpha(np.float32(0.5))(0.3) == 0.5
+    assert courses.temperature({"linear": [np.float32(4), np.int64(2)]})(0.5) == 3
+    assert terms({"kd": np.float32(0.5)})[0].weight == 0.5
+    with pytest.raises(InputError, match="temperature must be positive"):
+        courses.temperature(np.float32(0))
+
+
 def test_courses_reach_their_ends() -> None:
     line, bow = (courses.course({shape: [1.0, 0.0]}, "alpha") for shape in ("linear", "cosine"))
     assert (line(0), line(0.25), line(1)) == (1, 0.75, 0)
@@ -392,6 +421,15 @@ def test_a_replay_belongs_to_the_very_view_of_the_sample(tmp_path: Path, augment
     rows.clear()
     distill(Net(), teacher, given, cache=tmp_path, seed=7, **options)
     assert (sum(rows) > 90) == (augment is not None), "another augmentation is another view, and the teacher is asked"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    student = Net()
+    before = state(student)
+    with pytest.raises(InputError, match=r"cache .*file cannot be written: Not a directory"):
+        distill(student, Net(8, seed=1), data(), cache=tmp_path / "file", epochs=1)
+    assert same(state(student), before)
 
 
 def test_a_cache_of_another_network_is_refused(tmp_path: Path) -> None:

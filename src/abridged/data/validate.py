@@ -22,6 +22,8 @@ def check(data: Data, model: nn.Module | None = None, *, labels: bool = True) ->
 
     (X, y) tensors are looked at whole, other splits at their first batch. `labels=False` allows splits without targets."""
     expect(data, Data, "data must be an ab.Data(train=(x, y), val=(x, y), …)")
+    if model is not None:
+        valued(model, "model")
     width = None if model is None else _width(data, model)
     for name in ("train", "val", "test"):
         if getattr(data, name) is None:
@@ -32,6 +34,12 @@ def check(data: Data, model: nn.Module | None = None, *, labels: bool = True) ->
             _targets(batch, name, data, width)
         elif labels:
             raise InputError(f"{name}: there are no targets (y is None), and the loss needs them")
+
+
+def valued(model: nn.Module, whose: str) -> None:
+    """Raise `InputError` for a module on the meta device, which has shapes and no values."""
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError(f"the {whose} has no values (meta device): load its weights first")
 
 
 def _look(data: Data, name: str) -> Batch:

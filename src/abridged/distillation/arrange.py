@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from abridged.data import Data, check
 from abridged.data.batches import each
 from abridged.data.evaluate import device_of, judging
+from abridged.data.validate import valued
 from abridged.distillation import courses
 from abridged.distillation.courses import Course
 from abridged.distillation.lesson import Lesson, Part
@@ -49,6 +50,8 @@ def arranged(
     shares, degrees = courses.alpha(alpha), courses.temperature(temperature)
     check(data, student, labels=any(shares(t) < 1 for t in courses.GRID))
     teachers = listed(teacher)
+    for model in teachers:
+        valued(model, "teacher")
     _strangers(student, teachers)
     if data.loss == "mse" and any(term.needs.logits == "classes" for term in chosen):
         raise InputError(

@@ -38,6 +38,10 @@ class Remembered(Callback):
         self.teacher = teacher
         self.rank = rank
         self.directory = directory / _identity(teacher, precision)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # now, not after an epoch
+            raise InputError(f"cache {directory} cannot be written: {error.strerror}") from None
         self._files: list[dict[str, Tensor]] = []
         self._place: dict[bytes, tuple[int, int]] = {}  # key → (file, row)
         self._new: dict[bytes, dict[str, Tensor]] = {}

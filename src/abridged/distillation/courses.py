@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from abridged.errors import InputError
@@ -48,7 +49,7 @@ def course(value: Course, name: str) -> Callable[[float], float]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def alpha(value: Course) -> Callable[[float], float]:

@@ -24,7 +24,19 @@ def kd(student: Outputs, teacher: Outputs, batch: Batch, *, temperature: float =
     >>> kd(same, same, Batch(None, None)).item()
     0.0
     """
+    classes_second(student.logits, batch.y)
     return temperature**2 * kl(student.logits / temperature, teacher.logits / temperature).mean()
+
+
+def classes_second(logits: Tensor, labels: Tensor | None) -> None:
+    """Raise `InputError` for logits whose labels say that the classes come last, as a language model's vocabulary does."""
+    if logits.ndim < 3 or not isinstance(labels, Tensor):
+        return
+    last, second = logits.shape[:-1], (*logits.shape[:1], *logits.shape[2:])
+    if labels.shape == last != second:
+        raise InputError(
+            f"logits {tuple(logits.shape)} with labels {tuple(last)} have the classes last: take loss='token' for them"
+        )
 
 
 def kl(student: Tensor, teacher: Tensor, dim: int = 1) -> Tensor:
@@ -76,6 +88,7 @@ def standardized(student: Outputs, teacher: Outputs, batch: Batch, *, temperatur
     """kd on logits of mean 0 and deviation 1 each: their order and ratios, not their size (Sun et al., 2024).
 
     z ← (z − mean z) / std z along the classes, then T²·KL of the softened ones."""
+    classes_second(student.logits, batch.y)
     mine, taught = (_scored(outputs.logits) for outputs in (student, teacher))
     return temperature**2 * kl(mine / temperature, taught / temperature).mean()
 
@@ -99,6 +112,7 @@ def dist(
 
     `inter` (b) compares how each sample's classes relate, `intra` (c) how each class's samples do. Shifts and positive
     scales of the probabilities cost nothing. (N, C, …) counts each position as a sample."""
+    classes_second(student.logits, batch.y)
     p, q = (_rows(outputs.logits / temperature).softmax(1) for outputs in (student, teacher))
     return temperature**2 * (inter * (1 - pearson(p, q, 1)).mean() + intra * (1 - pearson(p, q, 0)).mean())
 

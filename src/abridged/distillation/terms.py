@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from abridged.distillation.losses import LOSSES
@@ -105,4 +106,4 @@ def _complete(term: Term, layers: Layers | None) -> Term:
 
 def finite(value: Any) -> bool:
     """Whether it is a plain number, neither NaN nor infinite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
