@@ -289,6 +289,8 @@ def test_a_recipe_prunes_as_the_function_does(options):
         ([{"prune": {"pattern": "2:4", "include": ["8"], "allocation": "global"}}], "allocation='uniform'"),
         ([{"prune": {"pattern": "channel", "sparsity": 0.01, "epochs": 0}}, "shrink"], "removes no channel"),
         ([{"prune": {"allocation": {"nowhere": 0.5}}}], "'nowhere' matches no parameter"),
+        ([{"distill": {}}, {"factorize": {"ratio": 0.001}}], "ratio 0.001 cannot be reached"),
+        ([{"prune": {"sparsity": 0.5}}, {"factorize": {"rank": 2}}], "^recipe: factorize after prune loses the zeros"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, steps, words):

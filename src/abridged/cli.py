@@ -232,7 +232,7 @@ def list_(
 
     if table is None:
         for name in TABLES:
-            typer.echo(f"{name:14}{', '.join(key for key, _ in entries(name))}")
+            typer.echo(f"{name:15}{', '.join(key for key, _ in entries(name))}")
         return
     if table not in TABLES:
         raise InputError(f"unknown table '{table}'{nearest(table, TABLES)}")

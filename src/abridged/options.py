@@ -265,7 +265,7 @@ class Factorize(Step):
     def title(self) -> str:
         amount = f"rank {self.rank}" if self.energy is None else f"{100 * self.energy:.4g} % of the energy"
         if self.ratio is not None:
-            amount = f"{100 * self.ratio:.4g} % of the {self.of} left"
+            amount = f"{100 * self.ratio:.4g} % of the {'MACs' if self.of == 'macs' else self.of} left"
         return f"Factorize ({', '.join(self.methods)}, {amount})"
 
     @property

@@ -27,11 +27,13 @@ from torch import nn
 from abridged import recipe as recipes
 from abridged import report, sources
 from abridged.data import Data, check, content
+from abridged.data.data import copied
 from abridged.delivery import deliver
 from abridged.distillation.arrange import arranged
 from abridged.distillation.terms import terms
 from abridged.errors import NOTHING, PATH, GateError, InputError, expect, nearest
-from abridged.factorization.factorize import factorize
+from abridged.factorization.decomposition import AWARE
+from abridged.factorization.factorize import factorize, smallest
 from abridged.files import directory_atomic, write_atomic
 from abridged.graph.capture import capture
 from abridged.ledger import Check, Ledger, Row
@@ -123,7 +125,7 @@ def compress(
         raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
     torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
-    module = sources.load_model(model, weights) if isinstance(model, str) else copy.deepcopy(model)
+    module = sources.load_model(model, weights) if isinstance(model, str) else copied(model)
     if weights is not None and not isinstance(model, str):
         load_into(module, weights)
     held = sources.load_data(data) if isinstance(data, str) else data
@@ -160,11 +162,7 @@ def _rehearse(plan: Plan, module: nn.Module) -> None:
         if isinstance(step, Shrink):
             rehearsed = shrink(rehearsed, plan.example, exact=step.exact, say=lambda line: None)
         if isinstance(step, Factorize):
-            method = step.method if isinstance(step.method, str) else "svd"
-            rank = 1 if step.rank is None or step.rank == "evbmf" else step.rank
-            rehearsed = factorize(
-                rehearsed, plan.example, method, rank=rank, include=step.include, exclude=step.exclude, say=None
-            )
+            rehearsed = _thinned(rehearsed, plan.example, step)
         if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
             raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
         if isinstance(step, Teaching) and step.teacher == "dense" and step.epochs:
@@ -184,6 +182,16 @@ def _zeroed(model: nn.Module, data: Data, step: Prune) -> nn.Module:
     pruned = copy.deepcopy(model)
     zeroed(pruned, data, step.model_copy(update=quick), samples=REHEARSED)
     return pruned if step.structured else model  # shrink needs the zeros, and nothing else does
+
+
+def _thinned(model: nn.Module, example: Any, step: Factorize) -> nn.Module:
+    """The model for the next step, factorized quickly: ranks that are chosen by data or time are the smallest."""
+    if step.rank is None or step.rank == "evbmf":
+        return smallest(
+            model, example, step.method, ratio=step.ratio, of=step.of, include=step.include, exclude=step.exclude
+        )
+    method = "svd" if step.method in AWARE else step.method  # of the same shapes
+    return factorize(model, example, method, rank=step.rank, include=step.include, exclude=step.exclude, say=None)
 
 
 def _run(plan: Plan, module: nn.Module) -> Compressed:

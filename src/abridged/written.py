@@ -79,7 +79,7 @@ def _lines(node: yaml.Node | None, where: str, place: Place = ()) -> dict[Place,
 def _complaint(model: type[BaseModel], first: Any) -> str:
     """What pydantic has to say, in our words."""
     loc = tuple(first["loc"])
-    name = str(loc[-1]) if loc else getattr(model, "kind", "recipe")
+    name = str(loc[-1]) if loc else getattr(model, "kind", "")
     if first["type"] == "extra_forbidden":
         return f"unknown key '{name}'{nearest(name, _fields(model, loc[:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
@@ -91,7 +91,7 @@ def _complaint(model: type[BaseModel], first: Any) -> str:
         message = f"must be one of {choices}"
         hint = nearest(str(first["input"]), [choice.strip("' ") for choice in choices.split(",")])
         hint = hint if "did you mean" in hint else ""
-    named = "" if ours and message.startswith(name) else f"{name}: "
+    named = "" if not name or (ours and message.startswith(name)) else f"{name}: "
     return f"{named}{message[0].lower() + message[1:]}{given}{hint}"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from abridged.data.batches import Augment, Batches, Split, each, halves, normal, samples
 from abridged.errors import InputError
@@ -143,6 +144,18 @@ class Data:
 def forward(model: Callable[..., Any], x: Any) -> Any:
     """The model's outputs; a tuple is its positional inputs."""
     return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model. Raises `InputError` for one that cannot be copied, such as under the
+    old torch.nn.utils.weight_norm."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module keeps
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "deepcopy protocol" in text:
+            text = "a weight is computed; weight_norm and spectral_norm can be copied if of torch.nn.utils.parametrizations"
+        raise InputError(f"the model cannot be copied: {text}") from error
 
 
 def logits(outputs: Any) -> Tensor:

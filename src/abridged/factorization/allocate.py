@@ -40,13 +40,14 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def worthwhile(options: Sequence[Option], most: int) -> list[Ranks]:
-    """At most `most` ranks of the convex hull, evenly along it: where to look at each one would take too long.
+    """About `most` ranks of the convex hull, evenly along it, with the cheapest: where to look at each would take too long.
 
     >>> worthwhile([Option(cost, 1 / cost, (cost,)) for cost in range(1, 100)], 4)
-    [(99,), (74,), (49,), (24,)]
+    [(99,), (74,), (49,), (24,), (1,)]
     """
     best = [option.ranks for option in hull(options) if option.ranks is not None]
-    return best[:: max(1, math.ceil(len(best) / most))]
+    some = best[:: max(1, math.ceil(len(best) / most))]
+    return some if some[-1:] == best[-1:] else [*some, best[-1]]
 
 
 def allocate(layers: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option] | None:

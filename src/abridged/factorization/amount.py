@@ -33,7 +33,7 @@ class Amount:
         if len(named) != 1:
             raise InputError(f"give exactly one of rank, energy and ratio, not {' and '.join(named) or 'none'}")
         _inside("energy", self.energy, 1.0, "the share of ‖W‖² that the factors keep")
-        _inside("ratio", self.ratio, None, f"what is left of the {self.of}")
+        _inside("ratio", self.ratio, None, f"what is left of the {self.unit}")
         for glob in self.globs:
             if not isinstance(glob, str):
                 raise InputError(f"rank by layer is {{glob: rank}}, such as {{'layer4.*': 8}}: {glob!r} is no glob")
@@ -50,10 +50,15 @@ class Amount:
             raise InputError(f"of='{self.of}' says what a ratio counts: give ratio, or leave it out")
 
     @property
+    def unit(self) -> str:
+        """What a ratio counts, for people."""
+        return "MACs" if self.of == "macs" else self.of
+
+    @property
     def text(self) -> str:
         """The amount in a few words."""
         if self.ratio is not None:
-            return f"ratio {self.ratio:g} of the {self.of}"
+            return f"ratio {self.ratio:g} of the {self.unit}"
         return f"energy {self.energy:g}" if self.energy is not None else f"rank {self.rank}"
 
     @property

@@ -94,7 +94,7 @@ def attention(original: nn.MultiheadAttention) -> Attention:
     True
     """
     if original.bias_k is not None or original.add_zero_attn:
-        raise UnsupportedError("is a MultiheadAttention with bias_kv or add_zero_attn, which no method takes apart")
+        raise UnsupportedError("MultiheadAttention with bias_kv or add_zero_attn, which no method takes apart")
     names = "q_proj", "k_proj", "v_proj"
     weights, biases = (_thirds(getattr(original, name)) for name in ("in_proj_weight", "in_proj_bias"))
     if not original._qkv_same_embed_dim:

@@ -34,19 +34,35 @@ def choose(
 ) -> tuple[dict[str, Choice], dict[str, str]]:
     """The choice for each layer that becomes smaller (and faster, with a clock), and the reason for each that does not.
 
-    `total`: what the whole dense model counts of `amount.of`. Raises `InputError` for a rank above what a layer can
-    have and for a ratio that cannot be reached."""
+    `total`: what the whole dense model counts of `amount.of`. Under a ratio, what layers that are not faster do not save
+    is asked of the others, as far as they can. Raises `InputError` for a rank above what a layer can have and for a ratio
+    that cannot be reached."""
     if amount.ratio is not None:
         chosen, left = _by_ratio(layers, amount, total, clock)
     elif amount.energy is not None:
         chosen, left = _by_energy(layers, amount.energy)
     else:
         chosen, left = _by_rank(layers, amount)
-    for path, choice in list(chosen.items()):
-        if reason := _no_gain(choice, clock):
-            left[path] = reason
-            del chosen[path]
+    chosen, slow = _gaining(chosen, clock)
+    left |= slow
+    while slow and amount.ratio is not None:
+        layers = {path: factorings for path, factorings in layers.items() if path not in slow}
+        try:
+            again, kept = _by_ratio(layers, amount, total, clock)
+        except InputError:  # out of reach for the others alone: the report has a line on what is missed
+            break
+        chosen, more = _gaining(again, clock)
+        left = slow | kept | more
+        if not more:
+            break
+        slow |= more
     return chosen, left
+
+
+def _gaining(chosen: dict[str, Choice], clock: Clock | None) -> tuple[dict[str, Choice], dict[str, str]]:
+    """The choices that make a layer smaller, with a clock faster too; and the reason for each other layer."""
+    reasons = {path: reason for path, choice in chosen.items() if (reason := _no_gain(choice, clock))}
+    return {path: choice for path, choice in chosen.items() if path not in reasons}, reasons
 
 
 def _no_gain(choice: Choice, clock: Clock | None) -> str:
@@ -54,14 +70,14 @@ def _no_gain(choice: Choice, clock: Clock | None) -> str:
     factoring, ranks = choice.factoring, choice.ranks
     after, before = factoring.parameters(ranks), factoring.layer.parameters
     if after >= before:
-        return f"stays dense: with {named(ranks)} its factors would not be smaller ({after:,} weights, not {before:,})"
+        return f"left dense: with {named(ranks)} the factors would not be smaller ({after:,} weights, not {before:,})"
     if clock is None:
         return ""
     slow, fast = clock.dense(factoring), clock.factors(factoring, ranks)
     return (
         ""
         if fast < slow
-        else f"stays dense: {named(ranks)} takes {1e3 * fast:.3g} ms, the dense layer {1e3 * slow:.3g} ms"
+        else f"left dense: {named(ranks)} takes {1e3 * fast:.3g} ms, the dense layer {1e3 * slow:.3g} ms"
     )
 
 
@@ -89,7 +105,7 @@ def _by_rank(layers: Factorings, amount: Amount) -> tuple[dict[str, Choice], dic
             left[path] = str(error)
             continue
         if min(ranks) < 1:
-            left[path] = "stays dense: evbmf finds nothing but noise in it"
+            left[path] = "left dense: evbmf finds nothing but noise"
         else:
             chosen[path] = Choice(factoring, ranks)
     return chosen, left
@@ -104,16 +120,15 @@ def _ranks(factoring: Factoring, rank: Rank) -> Ranks:
         return factoring.evbmf()
     if isinstance(rank, Sequence):
         if len(rank) != len(limits):
-            raise InputError(
-                f"{path}: {factoring.method} has {len(limits)} ranks here, not the {len(rank)} of {tuple(rank)}"
-            )
+            count = "one rank" if len(limits) == 1 else f"{len(limits)} ranks"
+            raise InputError(f"{path}: {factoring.method} takes {count} here, not {tuple(rank)}")
         ranks = tuple(int(n) for n in rank)
         if any(n > limit for n, limit in zip(ranks, limits, strict=True)):
             raise InputError(f"{path}: ranks {ranks} are above {limits}, the largest of {factoring.method} for {shape}")
         return ranks
     if int(rank) > max(limits):
         raise UnsupportedError(
-            f"stays dense: rank {rank} is above {max(limits)}, the largest of {factoring.method} for {shape}"
+            f"left dense: rank {rank} is above {max(limits)}, the largest of {factoring.method} for {shape}"
         )
     return tuple(min(int(rank), limit) for limit in limits)
 
@@ -132,7 +147,7 @@ def _by_energy(layers: Factorings, energy: float) -> tuple[dict[str, Choice], di
             *_, at, ranks = min(enough)
             chosen[path] = Choice(factorings[at], ranks)
         else:
-            left[path] = f"stays dense: factors that keep {energy:.4g} of its energy would not be smaller"
+            left[path] = f"left dense: factors that keep {energy:.4g} of the energy would not be smaller"
     return chosen, left
 
 
@@ -154,22 +169,41 @@ def _by_ratio(
     rest = total - sum(options[0].cost for options in offers.values())  # of what is not factorized
     best = allocate(offers, amount.ratio * total - rest)
     if best is None:
-        least = rest + sum(min(option.cost for option in options) for options in offers.values())
-        raise InputError(
-            f"ratio {amount.ratio:g} cannot be reached: with the smallest factors everywhere {math.ceil(1000 * least / total) / 1000:.3f}"
-            f" of the {amount.of} are left"
-        )
+        costs = (min(option.cost for option in options) for options in offers.values())
+        raise _unreachable(amount, (rest + sum(costs)) / total)
     chosen, left = {}, {}
     for path, option in best.items():
         if option.ranks is not None:
             chosen[path] = Choice(layers[path][getattr(option, "at", 0)], option.ranks)
         else:
             left[path] = (
-                f"stays dense: the same {amount.of} are saved elsewhere at less error"
+                f"left dense: the same {amount.unit} are saved elsewhere at less error"
                 if len(offers[path]) > 1
-                else "stays dense: no ranks make it " + ("faster" if amount.of == "seconds" else "smaller")
+                else "left dense: no ranks make factors " + ("faster" if amount.of == "seconds" else "smaller")
             )
     return chosen, left
+
+
+def _unreachable(amount: Amount, share: float) -> InputError:
+    least = math.ceil(1000 * share) / 1000
+    return InputError(
+        f"ratio {amount.ratio:g} cannot be reached: with the smallest factors everywhere {least:.3f} of the {amount.unit} are left"
+    )
+
+
+def least(layers: Factorings, amount: Amount, total: float) -> dict[str, Choice]:
+    """The smallest factors of each layer, where they are smaller than it. Raises `InputError` for a ratio of `total` that
+    even these do not reach."""
+    chosen, cost = {}, total
+    for path, factorings in layers.items():
+        each = [Choice(factoring, (1,) * len(factoring.limits)) for factoring in factorings]
+        best = min(each, key=lambda choice: _cost(choice.factoring, choice.ranks, amount.of, None))
+        if not _no_gain(best, None):
+            chosen[path] = best
+            cost -= _dense(best.factoring, amount.of, None) - _cost(best.factoring, best.ranks, amount.of, None)
+    if amount.ratio is not None and cost > amount.ratio * total:
+        raise _unreachable(amount, cost / total)
+    return chosen
 
 
 def _offers(factorings: Sequence[Factoring], of: str, clock: Clock | None) -> list[Option]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from abridged import progress
 from abridged.calibration.stats import collect
-from abridged.data.data import forward
+from abridged.data.data import copied, forward
 from abridged.errors import InputError, UnsupportedError, expect, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
 from abridged.factorization.chain import KINDS
-from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters
+from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters, least
 from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
 from abridged.factorization.layers import Layer, find, put, watch
 from abridged.factorization.methods import METHODS
-from abridged.factorization.opening import closed, opened
+from abridged.factorization.opening import Before, closed, opened
 from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock
 from abridged.globs import check, listed, some
@@ -89,48 +89,44 @@ def factorize(
       (expand): Linear(in_features=8, out_features=64, bias=True)
     )
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"factorize takes an nn.Module, not {type(model).__name__}")
     amount = Amount(rank, energy, ratio, of, cost)
     methods = _methods(method, amount)
-    thin, before, left = opened(copy.deepcopy(model))
-    layers, unchosen = find(thin, listed(include), listed(exclude))
-    left |= unchosen
-    if not layers:
-        raise InputError(f"nothing to factorize: {_why(left)}")
-    check((name for layer in layers for name in layer.weights), amount.globs, "layer that can be factorized")
-    if set(methods) & set(AWARE) and data is None:
-        raise InputError("whitened looks at what the layers see: give calibration data=")
-    thin = closed(thin, before, [path for layer in layers for path in layer.paths])
-    layers, idle = watch(thin, layers, example)
-    parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
-    clock = None if cost is None else Clock(cost)
+    apart = _apart(model, example, methods, amount, include, exclude, data, samples)
     total = _total(model, example, amount)
-    chosen, kept = choose(parts, amount, total, clock)
-    left |= idle | unfit | kept
-    if not chosen:
-        raise InputError(f"nothing was factorized: {_why(left)}")
-    lines, structure = [], {}
-    for path, choice in chosen.items():
-        kernels = choice.factoring.kernels(choice.ranks)
-        lines.append(_line(choice, choice.factoring.achieved(kernels)))
-        structure[path] = {
-            name: list(kernel.shape) for name, kernel in zip(choice.factoring.names, kernels, strict=True)
-        }
-        thin = put(thin, choice.factoring.layer.paths, choice.factoring.module(kernels))
-    thin = closed(thin, before, chosen)
-    _check_runs(thin, example, list(chosen))
-    sizes = dense_parameters(model), dense_parameters(thin)
+    chosen, kept = choose(apart.parts, amount, total, None if cost is None else Clock(cost))
+    thin, lines, structure = _assembled(apart, chosen, apart.left | kept, example)
     done = _REPORTS[thin] = Report(
         f"{', '.join(methods)}, {amount.text}",
-        tuple(lines),
-        left,
-        sizes,
+        lines,
+        apart.left | kept,
+        (dense_parameters(model), dense_parameters(thin)),
         structure,
         _missed(chosen, amount, total) + _lost_zeros(chosen),
     )
     tell(done.summary, say)
     return thin
+
+
+def smallest(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    method: str | Sequence[str] = "svd",
+    *,
+    ratio: float | None = None,
+    of: str = "parameters",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """A new model with every layer in the smallest factors it can have: a quick rehearsal of `factorize`, without data.
+
+    Raises `InputError` as `factorize` does, also for a ratio of parameters or MACs that even these factors miss."""
+    # whitened has svd's kernels; seconds are not measured
+    forms = tuple(
+        dict.fromkeys("svd" if name in AWARE else name for name in ([method] if isinstance(method, str) else method))
+    )
+    amount = Amount(ratio=ratio, of=of) if ratio is not None and of != "seconds" else Amount(rank=1)
+    apart = _apart(model, example, forms, amount, include, exclude)
+    return _assembled(apart, least(apart.parts, amount, _total(model, example, amount)), apart.left, example)[0]
 
 
 def report(model: nn.Module) -> Report:
@@ -144,7 +140,7 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
     """A new model of the form that a report's `structure` tells, for weights that were saved: its own factors are zero.
 
     Raises `InputError` where the model has no such layer."""
-    thin, before, _ = opened(copy.deepcopy(model))
+    thin, before, _ = opened(copied(model))
     layers = {layer.path: layer for layer in find(thin, ("*",), ())[0]}
     for path, kernels in structure.items():
         if path not in layers:
@@ -155,6 +151,59 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
             thin, layer.paths, kind.build(layer.module, list(kernels), tuple(map(torch.zeros, kernels.values())))
         )
     return closed(thin, before, structure)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A copy of a model, opened where that helps, the factorings of its layers, and why others are left."""
+
+    model: nn.Module
+    before: Before
+    parts: Factorings
+    left: dict[str, str]
+
+
+def _apart(
+    model: nn.Module,
+    example: Any,
+    methods: tuple[str, ...],
+    amount: Amount,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    data: object = None,
+    samples: int = 1,
+) -> _Apart:
+    expect(model, nn.Module, "factorize takes an nn.Module")
+    thin, before, left = opened(copied(model))
+    layers, unchosen = find(thin, listed(include), listed(exclude))
+    left |= unchosen
+    if not layers:
+        raise InputError(f"nothing to factorize: {_why(left)}")
+    check((name for layer in layers for name in layer.weights), amount.globs, "layer that can be factorized")
+    if set(methods) & set(AWARE) and data is None:
+        raise InputError("whitened looks at what the layers see: give calibration data=")
+    thin = closed(thin, before, [path for layer in layers for path in layer.paths])
+    layers, idle = watch(thin, layers, example)
+    parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
+    return _Apart(thin, before, parts, left | idle | unfit)
+
+
+def _assembled(
+    apart: _Apart, chosen: Mapping[str, Choice], left: Mapping[str, str], example: Any
+) -> tuple[nn.Module, tuple[Line, ...], Structure]:
+    """The model with the factors in place, a line for each, and their shapes."""
+    if not chosen:
+        raise InputError(f"nothing was factorized: {_why(left)}")
+    thin, lines, structure = apart.model, [], {}
+    for path, choice in chosen.items():
+        parts = choice.factoring
+        kernels = parts.kernels(choice.ranks)
+        lines.append(_line(choice, parts.achieved(kernels)))
+        structure[path] = {name: list(kernel.shape) for name, kernel in zip(parts.names, kernels, strict=True)}
+        thin = put(thin, parts.layer.paths, parts.module(kernels))
+    thin = closed(thin, apart.before, chosen)
+    _check_runs(thin, example, list(chosen))
+    return thin, tuple(lines), structure
 
 
 def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
@@ -230,7 +279,7 @@ def _missed(chosen: Mapping[str, Choice], amount: Amount, total: float) -> tuple
     left = 1 - saved / total
     if left <= amount.ratio:
         return ()
-    return (f"{left:.3g} of the {amount.of} are left, not {amount.ratio:g}: factors of the rest would not be faster",)
+    return (f"{left:.3g} of the {amount.unit} are left, not {amount.ratio:g}: factors of the rest would not be faster",)
 
 
 def _lost_zeros(chosen: Mapping[str, Choice]) -> tuple[str, ...]:
@@ -263,8 +312,5 @@ def _why(left: Mapping[str, str]) -> str:
         reasons.setdefault(reason, []).append(path or "the model")
     if len(reasons) > 1:  # what the user left out is no news
         reasons.pop("left by include and exclude", None)
-    lines = [
-        f"{some(paths)} {'' if reason.startswith(('is', 'has', 'stays', 'left', 'shares')) else '- '}{reason}"
-        for reason, paths in reasons.items()
-    ]
+    lines = [f"{some(paths)}: {reason}" for reason, paths in reasons.items()]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more reasons" if len(lines) > 3 else "")

@@ -16,6 +16,8 @@ from abridged.factorization.chain import KINDS
 from abridged.factorization.decomposition import Shape
 from abridged.globs import check, matches
 
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+
 
 @dataclass(eq=False)
 class Layer:
@@ -87,7 +89,7 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[l
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    idle = {layer.path: "is never called on the example: whoever uses its weight reads it itself" for layer in layers}
+    idle = {layer.path: "never called on the example: whoever uses the weight reads it itself" for layer in layers}
     called = [layer for layer in layers if layer.calls]
     for layer in called:
         del idle[layer.path]
@@ -130,24 +132,25 @@ def owners_of(model: nn.Module) -> dict[int, set[nn.Module]]:
     return owners
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether something hangs on a module that would not hang on what replaces it."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
+
+
 def _unfit(module: nn.Module, owners: dict[int, set[nn.Module]]) -> str:
     """Why a layer cannot be replaced by factors, or ''."""
     if "weight" not in module._parameters:
-        return "computes its weight (a parametrization)"
+        return "weight that is computed (a parametrization)"
     name = type(module).__name__
     if name not in KINDS or type(module).__module__ != getattr(nn, name).__module__:
         known = next((kind for kind in KINDS if isinstance(module, getattr(nn, kind))), "")
-        return (
-            f"is a {name}, a {known} that may compute something else"
-            if known
-            else f"is a {name}, which no method takes apart"
-        )
+        return f"{name}, a {known} that may compute something else" if known else f"{name}, which no method takes apart"
     if len(owners[id(module._parameters["weight"])]) > 1:
-        return "shares its weight with another layer"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "has hooks, which would be lost"
+        return "weight shared with another layer"
+    if hooked(module):
+        return "hooks, which would be lost"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
-        return "is an embedding with max_norm or sparse gradients"
+        return "embedding with max_norm or sparse gradients"
     return ""
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from abridged.errors import UnsupportedError
 from abridged.factorization.attention import attention
-from abridged.factorization.layers import owners_of, paths_of, put
+from abridged.factorization.layers import hooked, owners_of, paths_of, put
 from abridged.factorization.recurrent import cell, linear, recurrent
 from abridged.tables import Table
 
@@ -83,17 +83,17 @@ def _opening(module: nn.Module) -> Callable[[Any], nn.Module] | None:
 
 def _sealed(module: nn.Module, owners: Mapping[int, Collection[nn.Module]]) -> str:
     """Why a module cannot be opened, or ''."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "has hooks, which would be lost"
+    if hooked(module):
+        return "hooks, which would be lost"
     own = [parameter for inner in module.modules() for parameter in inner.parameters(recurse=False)]
-    return "shares its weight with another layer" if any(len(owners[id(p)]) > 1 for p in own) else ""
+    return "weight shared with another layer" if any(len(owners[id(p)]) > 1 for p in own) else ""
 
 
 def _unknown(module: nn.Module) -> str:
     """The reason for a module that is nearly one that can be opened, or ''."""
     base = next((base.__name__ for base in BASES if isinstance(module, base)), "")
     article = "an" if base.startswith(("LSTM", "RNN")) else "a"
-    return f"is a {type(module).__name__}, {article} {base} that may compute something else" if base else ""
+    return f"{type(module).__name__}, {article} {base} that may compute something else" if base else ""
 
 
 def _unfused(model: nn.Module) -> nn.Module:

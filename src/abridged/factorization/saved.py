@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from abridged.data.data import copied
 from abridged.errors import InputError, expect
 from abridged.factorization.factorize import rebuild
 from abridged.factorization.layers import find
@@ -44,7 +44,7 @@ def load_factorized(model: nn.Module, path: str | Path) -> nn.Module:
 
 def _structure(model: nn.Module, given: Mapping[str, Tensor]) -> Structure:
     """Path → name of each stage → the shape of its kernel, (1, O, I, *k), of the layers that are factors in the file."""
-    form, _, _ = opened(copy.deepcopy(model))
+    form, _, _ = opened(copied(model))
     found = {}
     for layer in find(form, ("*",), ())[0]:
         weights = {stage: given.get(f"{layer.path}.{stage}.weight".lstrip(".")) for stage in STAGES}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +39,8 @@ class Clock:
             return 0.0
         key = (repr(layer.module), tuple(layer.example.shape), what)
         if key not in self._known:
-            seconds = self.cost(capture(module.eval() if what else module, layer.example))
-            if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+            seconds: Any = self.cost(capture(module.eval() if what else module, layer.example))
+            if not isinstance(seconds, Real) or not 0 < float(seconds) < float("inf"):
                 raise InputError(f"cost must give seconds above 0, not {seconds!r}")
             self._known[key] = float(seconds)
         return self._known[key] * len(layer.calls)
