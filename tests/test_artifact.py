@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -72,7 +73,13 @@ def test_numpy_in_numpy_out(artifact: Artifact, two: Two) -> None:
 
 def test_inputs_may_be_views_and_want_gradients(artifact: Artifact, two: Two) -> None:
     tokens, bias = TOKENS.repeat(1, 2)[:, ::2], torch.randn(6, requires_grad=True)[::2]
-    close(artifact(tokens, {"bias": bias}), two(tokens, {"bias": bias}))
+    for given in (bias, torch._neg_view(-bias)):
+        close(artifact(tokens, {"bias": given}), two(tokens, {"bias": bias}))
+
+
+def test_an_artifact_is_loaded_elsewhere_and_not_pickled(artifact: Artifact) -> None:
+    with pytest.raises(InputError, match="not copied or pickled; load it where it is wanted"):
+        pickle.dumps(artifact)
 
 
 ONES = {"bias": torch.ones(3)}

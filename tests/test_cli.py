@@ -138,7 +138,7 @@ def test_an_exported_program_deploys(project, command):  # noqa: F811
     assert (status, "replace it with --force" in err) == (2, True)
 
 
-@pytest.mark.parametrize(("target", "usage"), [("native", "python net/run.py x.npy"), ("c", "make -C net bench")])
+@pytest.mark.parametrize(("target", "usage"), [("native", "python net/run.py x.npy"), ("c", "make -s -C net bench")])
 def test_deploy_says_how_to_go_on_without_abridged(project, command, target, usage):  # noqa: F811
     arguments = ("strangers_net:Net", "--out", "net", "--target", target, "--input", "1x3x8x8", "--threads", "1")
     status, out, err = command("deploy", *arguments, *(("--option", "tune=0") if target == "native" else ()))

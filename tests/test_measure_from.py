@@ -51,7 +51,7 @@ EMULATED = {"emulated": True, "runs": 0, "median_ms": None, "p95_ms": None, "spr
 
 @pytest.mark.parametrize("place", ["", "artifact"])
 def test_the_devices_lines_go_to_the_ledger_and_the_report(run: Path, place: str, tmp_path: Path) -> None:
-    file = write(tmp_path, line(run), line(run, **EMULATED))
+    file = write(tmp_path, "cc -O3 -o timing bench.c model.c -lm", line(run), line(run, **EMULATED))
     done = CliRunner().invoke(cli.app, ["measure", str(run / place), "--from", str(file)])
     assert done.exit_code == 0, done.output
     assert "Cortex-A72, aarch64: median 12.34 ms" in done.output
@@ -93,7 +93,10 @@ def test_what_cannot_be_true_is_refused(run: Path, changes: dict[str, object], m
 def test_files_that_are_none(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         devices.read(tmp_path / "absent")
-    with pytest.raises(InputError, match="is empty"):
-        devices.read(write(tmp_path, ""))
+    for nothing in ("", "cc -o timing bench.c"):
+        with pytest.raises(InputError, match="has no measurement"):
+            devices.read(write(tmp_path, nothing))
+    with pytest.raises(InputError, match=r"line 2: not a line of `make bench`: Invalid JSON: [^;]+$"):
+        devices.read(write(tmp_path, "make: Entering directory", '{"weights": '))
     done = CliRunner().invoke(cli.app, ["measure", str(run), "--from", "x", "--data", "digits"])
     assert isinstance(done.exception, InputError)

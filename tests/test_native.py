@@ -200,6 +200,23 @@ def test_a_network_that_computes_nothing(which: str, fast_builds: None) -> None:
         assert torch.equal(artifact(x), Nothing()(x))
 
 
+def test_names_that_are_no_identifiers(fast_builds: None) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"*/ #error\n": nn.Linear(4, 3), "/* ü": nn.Sigmoid()})
+
+        def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"*/": self.parts["/* ü"](self.parts["*/ #error\n"](x["*/\n"]))}
+
+    net, x = Net().eval(), {"*/\n": torch.randn(1, 4)}
+    for target in ("native", "c"):
+        with targets.build(capture(net, (x,)), target) as artifact:
+            assert torch.allclose(artifact(x)["*/"], net(x)["*/"], atol=1e-6)
+            times = artifact.layer_times(runs=1)
+            assert times is None or any(path.startswith("parts.*/ #error") for path in times)
+
+
 def test_unsupported_op_names_its_module() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

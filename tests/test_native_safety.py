@@ -185,6 +185,7 @@ def test_run_py_needs_numpy_alone(folder: Path) -> None:
         (X.double(), "dtype"),
         (X[..., 1:], "shape"),
         (X.to("meta"), "meta"),
+        (X.to_sparse(), "expected a dense tensor"),
         ([1.0], "expected"),
         (X.numpy().astype(">f4"), "dtype"),
     ],

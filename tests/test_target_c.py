@@ -17,6 +17,7 @@ from abridged.errors import InputError
 from abridged.files import sha256
 from abridged.graph.capture import capture
 from abridged.graph.interpret import interpret
+from abridged.measurement.measure import measure
 from abridged.targets.c import TARGET, sources
 
 OPTIONS = [{}, {"vector": 0}, {"vector": 0, "array": 1}]
@@ -152,6 +153,7 @@ def test_the_artifact_runs_here_as_it_is(tmp_path: Path) -> None:
     for options in OPTIONS:
         with targets.build(graph, "c", tmp_path / "net", force=True, **options) as artifact:
             assert (artifact(x) - exact).abs().max() < 1e-6
+            assert "compiled for this machine" in measure(artifact, seconds=0.01, fresh=False).notes[0]
 
 
 def test_without_vectors_it_is_plain_iso_c(tmp_path: Path) -> None:

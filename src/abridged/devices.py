@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from abridged.errors import InputError
 from abridged.ledger import Ledger
 from abridged.measurement.records import Device
@@ -11,21 +13,25 @@ from abridged.targets.artifact import MANIFEST, read_manifest
 
 
 def read(file: Path) -> tuple[Device, ...]:
-    """The lines of a file, one measurement each. Raises `InputError` for what is none, and for times of an emulator."""
+    """The lines of a file, one measurement each; what make says of its own work is skipped.
+
+    Raises `InputError` for what is no measurement, and for times of an emulator."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = list(enumerate(file.read_text(encoding="utf-8").splitlines(), start=1))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    if not lines:
-        raise InputError(f"{file}: is empty; run `make bench` on the device and keep the line that it prints")
-    return tuple(_device(file, number, line) for number, line in enumerate(lines, start=1))
+    measured = [(number, line) for number, line in lines if line.lstrip().startswith("{")]
+    if not measured:
+        raise InputError(f"{file}: has no measurement; run `make bench` on the device and keep the line that it prints")
+    return tuple(_device(file, number, line) for number, line in measured)
 
 
 def _device(file: Path, number: int, line: str) -> Device:
     try:
         device = Device.model_validate_json(line)
-    except ValueError as error:
-        why = "; ".join(str(error).splitlines()[1:3])
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise InputError(f"{file}, line {number}: not a line of `make bench`: {why}") from None
     if device.emulated and device.median_ms is not None:
         raise InputError(f"{file}, line {number}: has times of an emulator, which mean nothing; measure on the device")

@@ -122,7 +122,7 @@ def emit(plan: Plan) -> Sources:
             "#endif\n",
         ]
     )
-    paths = "".join(f"{step.node.path}\n" for step in plan.steps)
+    paths = "".join(f"{_line(step.node.path)}\n" for step in plan.steps)
     files = {
         "model.c": source.encode(),
         "model.h": header.encode(),
@@ -199,9 +199,13 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
     else:
         inputs = ", ".join(map(address, step.reads)) or "0"
         arguments = f"struct nest a = {{{{{inputs}}}, {address(step.write)}, {mask}}}"
-    return (
-        f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {step.node.path} {step.node.op} */"
-    )
+    where = _line(step.node.path).replace("*/", "* /")
+    return f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {where} {step.node.op} */"
+
+
+def _line(path: str) -> str:
+    """A module path on one line: the names of a ModuleDict may be any text."""
+    return " ".join(path.splitlines())
 
 
 def _biases(bias: Weights) -> bytes:

@@ -21,6 +21,7 @@ from abridged.targets import TARGETS, build, load
 from abridged.targets.artifact import Artifact, Signature
 
 NOISY = 0.2  # a spread above which a time says little
+STANDS_IN = "The artifact's sources were compiled for this machine: times, load and memory are not its device's."
 Rival = nn.Module | Artifact | str
 
 
@@ -148,7 +149,7 @@ class _Book:
         self.runs: dict[str, Runs] = {"artifact": artifact}
         self.theories: dict[str, Theory] = {}
         self.deviations: dict[str, Deviation] = {}
-        self.notes: list[str] = []
+        self.notes = [STANDS_IN] if artifact.stands_in else []
         self._graphs: dict[nn.Module, Graph] = {}
 
     def graph(self, module: nn.Module) -> Graph:

@@ -205,6 +205,9 @@ class Artifact:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise InputError(f"{self.path}: an artifact is not copied or pickled; load it where it is wanted, with ab.load")
+
     def __repr__(self) -> str:
         state = "" if self._engine else ", closed"
         return f"Artifact({self.target!r}, {str(self.path)!r}, {self.bytes} bytes{state})"
@@ -281,13 +284,16 @@ def _array(leaf: object, port: Port) -> Array:
         dtype, device = str(leaf.dtype), "cpu"
     else:
         raise InputError(f"input '{port.name}': expected a numpy array or torch tensor, got {type(leaf).__name__}")
+    if isinstance(leaf, torch.Tensor) and leaf.layout != torch.strided:
+        raise InputError(f"input '{port.name}': expected a dense tensor, got a {leaf.layout}; use .to_dense()")
     if device != "cpu":
         raise InputError(f"input '{port.name}': expected a tensor on the CPU, got one on {leaf.device}; use .cpu()")
     if dtype != port.dtype:
         raise InputError(f"input '{port.name}': expected dtype {port.dtype}, got {dtype}")
     if tuple(leaf.shape) != port.shape:
         raise InputError(f"input '{port.name}': expected shape {list(port.shape)}, got {list(leaf.shape)}")
-    return np.ascontiguousarray(leaf.detach().numpy() if isinstance(leaf, torch.Tensor) else leaf).reshape(port.shape)
+    plain = leaf.detach().resolve_neg().numpy() if isinstance(leaf, torch.Tensor) else leaf
+    return np.ascontiguousarray(plain).reshape(port.shape)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

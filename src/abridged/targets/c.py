@@ -164,5 +164,5 @@ TARGET = Target(
     start=CEngine,
     packages=("torch",),
     options={"cc": None, "cpu": "native", "vector": True, "array": False},
-    usage="make -C {0} bench",
+    usage="make -s -C {0} bench",
 )
