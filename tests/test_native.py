@@ -2,6 +2,7 @@
 
 import threading as python_threads
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +236,32 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         find_compiler()
     with pytest.raises(InputError, match="'tinycc' was not found"):
         find_compiler("tinycc")
+
+
+@pytest.mark.parametrize("target", ["native", "c"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cc": " "}, "C compiler ' ': is no command"),
+        ({"cc": "'gcc"}, "No closing quotation"),
+        ({"cc": 3}, "cc must be a command, not int"),
+        ({"cpu": 3}, "cpu must be a name, not int"),
+        ({"cpu": "z80", "cc": "true"}, "cpu 'z80': true is no C compiler"),
+    ],
+)
+def test_what_is_no_compiler_or_cpu(target: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        targets.build(capture(nn.ReLU(), torch.zeros(3)), target, **options)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_builds: None
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    x = torch.zeros(1, 3, 33, 29)
+    with targets.build(capture(network, x), "native", threads=1) as artifact:
+        assert artifact(x).shape == (1, 10)
 
 
 @pytest.mark.parametrize(

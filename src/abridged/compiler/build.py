@@ -17,7 +17,7 @@ from pathlib import Path
 
 from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import cpu_flags, cpu_line
-from abridged.errors import AbridgedError, InputError
+from abridged.errors import AbridgedError, InputError, expect
 
 FLAGS = (
     "-O3",
@@ -56,7 +56,7 @@ def find_compiler(cc: str | None = None, cpu: str = "native") -> tuple[str, ...]
     found = cpu_named(cpu)
     named = cc or ("" if found.foreign else os.environ.get("CC"))
     if named:
-        command = tuple(shlex.split(named))
+        command = command_of(named)
         if shutil.which(command[0]) is None:
             raise InputError(f"C compiler '{command[0]}' was not found; name one that is installed with --cc or $CC")
         return command
@@ -73,6 +73,18 @@ def find_compiler(cc: str | None = None, cpu: str = "native") -> tuple[str, ...]
     raise InputError("no C compiler was found; install gcc or clang, or `pip install 'abridged[zig]'`")
 
 
+def command_of(text: str) -> tuple[str, ...]:
+    """The words of a compiler's command, as a shell reads them. Raises `InputError` where there are none."""
+    expect(text, str, "cc must be a command")
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise InputError(f"C compiler {text!r}: {error}; name one with --cc or $CC") from None
+    if not words:
+        raise InputError(f"C compiler {text!r}: is no command; name one with --cc or $CC")
+    return words
+
+
 def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ...]:
     """Flags of this compiler for a CPU; `native` is this one, a name that we do not know is the compiler's own."""
     wide = cpu == "native" and "avx512f" in cpu_flags()
@@ -85,15 +97,21 @@ def vector_registers(needed: Sequence[str]) -> int:
 
 
 def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """What a machine must be and have to run what is built so, by the macros that the compiler defines: "x86_64", "avx2" …"""
+    """What a machine must be and have to run what is built so, by the macros that the compiler defines: "x86_64", "avx2" …
+
+    Raises `CompilerError` for a command that defines none."""
     defined = set(re.findall(r"#define __(\w+?)(?:__)? ", run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])))
+    if not defined:
+        raise CompilerError(f"{compiler[0]} is no C compiler: it defines no macros")
     machine = next((machine for machine in ("x86_64", "aarch64", "riscv", "arm") if machine in defined), "")
     return [_MACHINE.get(machine, machine), *sorted({flag for macro, flag in _SETS.items() if macro in defined})]
 
 
 def require_cpu_named(cpu: str, compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`needed_cpu`, which raises `InputError` with the known names where the compiler does not know this one."""
+    """`needed_cpu`, which raises `InputError` where the compiler does not know this CPU: with the names that are ours, unless it
+    is one of them."""
     known = f"name {', '.join(CPUS)}, or a CPU that the compiler knows"
+    known = "name a compiler for it with --cc" if cpu in CPUS else known
     if shutil.which(compiler[0]) is None:
         raise InputError(
             f"cpu '{cpu}' is not one of ours, and '{compiler[0]}', which might know it, is not here; {known}"

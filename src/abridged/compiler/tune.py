@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from abridged import files
 from abridged.compiler.library import Array, Library
 from abridged.compiler.plan import Choice, Plan, Step
+from abridged.errors import InputError
 
 ROUNDS = 7, 60  # at least and at most; between them until SECONDS have passed
 SECONDS = 2.0
@@ -41,7 +43,8 @@ def tune(
             if key not in best or times[fastest] < best[key][0]:
                 best[key] = times[fastest], step.choices[fastest]
         known |= {key: _named(choice) for key, (_, choice) in best.items()}
-        files.write_atomic(cache, json.dumps(known).encode())
+        with suppress(InputError):  # a machine without a home of its own measures again next time
+            files.write_atomic(cache, json.dumps(known).encode())
     steps = (_preferring(step, known.get(key)) for step, key in zip(plan.steps, keys, strict=True))
     return replace(plan, steps=tuple(steps))
 

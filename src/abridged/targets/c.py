@@ -18,7 +18,7 @@ import numpy as np
 
 from abridged import files
 from abridged.compiler import threads
-from abridged.compiler.build import build_library, find_compiler, machine_flags, require_cpu_named
+from abridged.compiler.build import build_library, command_of, find_compiler, machine_flags, require_cpu_named
 from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import compile_graph
@@ -141,10 +141,10 @@ def _buffers(graph: Graph, array: bool) -> dict[str, str]:
     }
 
 
-def _command(options: Mapping[str, Any]) -> list[str]:
+def _command(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The compiler that the Makefile names; it may be on another machine."""
     cpu = cpu_named(options["cpu"])
-    return shlex.split(options["cc"]) if options["cc"] else [f"{cpu.prefix}gcc" if cpu.foreign else "cc"]
+    return command_of(options["cc"] or (f"{cpu.prefix}gcc" if cpu.foreign else "cc"))
 
 
 def _build(options: Mapping[str, Any], command: Sequence[str]) -> dict[str, str]:
