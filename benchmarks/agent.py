@@ -1,8 +1,8 @@
 """Sparsities that an agent found against uniform ones at equal MACs: CIFAR-10 ResNet-20, no fine-tuning.
 
     python ../shared/data/unpack.py data cifar10 weights
-    python benchmarks/agent.py run data --out agent.json [--cells …]    each cell is written when it is done, and not run again
-    python benchmarks/agent.py table --out agent.json                  the tables in Markdown; cells not run say so
+    python benchmarks/agent.py run data [--cells …]    each cell is written to agent.json when it is done, and not run again
+    python benchmarks/agent.py table                   the table in Markdown; cells not run say so
 
 The search sees 128 images of the validation split (part of the network's training set); accuracy is of all 10,000 test
 images. A cell is named PATTERN BUDGET AGENT SEED, such as "channel 0.5 ddpg 0", or "latency 0.8 ddpg 0" for a budget of that
@@ -12,7 +12,6 @@ share of the dense milliseconds on target native; --cells takes parts of names.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -20,10 +19,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from cells import add, read
 from networks import cifar, resnet
 
 import abridged as ab
-from abridged.files import write_atomic
 from abridged.graph.graph import Graph
 
 SEEDS = (0, 1, 2)
@@ -61,6 +60,8 @@ def run(home: Path, out: Path, asked: list[str], episodes: int, samples: int) ->
             model, data, **options, agent=agent, pattern=pruning, episodes=episodes, samples=samples, seed=seed
         )
         result: dict[str, Any] = {
+            "episodes": episodes,
+            "samples": samples,
             "processor_seconds": time.process_time() - start,
             "sparsities": dict(found.sparsities),
         }
@@ -69,7 +70,7 @@ def run(home: Path, out: Path, asked: list[str], episodes: int, samples: int) ->
             allocation = dict(zip(found.sparsities, episode.sparsities, strict=True))
             ab.prune(model, allocation=allocation, pattern=pruning, example=example if pruning == "channel" else None)
             small = ab.shrink(model, example) if pruning == "channel" else model
-            score = ab.evaluate(small, data, "test", batch_size=250)
+            score = ab.evaluate(small.to(memory_format=torch.channels_last), data, "test", batch_size=250)
             result[which] = {
                 "test": score.value,
                 "search": episode.value,
@@ -79,15 +80,11 @@ def run(home: Path, out: Path, asked: list[str], episodes: int, samples: int) ->
         result["rewards"] = [round(episode.reward, 4) for episode in found.history]
         if pattern == "latency":
             result["dense_seconds"] = dense
-        write_atomic(out, json.dumps({**read(out), name: result}, indent=1).encode())
+        add(out, name, result)
         print(
             f"{name}: uniform {100 * result['uniform']['test']:.2f} %, found {100 * result['found']['test']:.2f} %",
             flush=True,
         )
-
-
-def read(out: Path) -> dict[str, Any]:
-    return json.loads(out.read_text()) if out.exists() else {}
 
 
 def table(out: Path) -> str:
@@ -121,7 +118,7 @@ def main() -> None:
     running.add_argument("--episodes", type=int, default=100)
     running.add_argument("--samples", type=int, default=128)
     for command in (running, commands.add_parser("table")):
-        command.add_argument("--out", type=Path, default=Path("agent.json"))
+        command.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if options.command == "run":

@@ -54,7 +54,7 @@ def test_what_is_found_meets_the_budget_and_is_what_prune_does(trained, agent, p
     assert len(found.history) == 6 + 2, "uniform first, and at the end without exploring"
     assert all(episode.macs <= 0.4 for episode in found.history)
     assert found.best.reward == max(episode.reward for episode in found.history)
-    assert found.best.value >= found.uniform.value
+    assert found.best.error <= found.uniform.error
     x = data.example_input()
     masks = ab.prune(
         model, pattern=pattern, allocation=found.sparsities, example=x if pattern == "channel" else None, say=None
@@ -107,6 +107,15 @@ def test_rewards_without_a_budget(trained, reward, timed):
     assert found.uniform.macs == 1.0
     assert min(episode.macs for episode in found.history) < 0.9
     assert found.best.reward >= found.uniform.reward
+
+
+def test_the_error_is_the_loss_or_what_the_metric_misses(trained):
+    for kind in ("loss", "metric"):
+        found = search(trained, error=kind, episodes=2)
+        assert all(episode.reward == -episode.error for episode in found.history)
+        missed = [episode.error == pytest.approx(1 - episode.value) for episode in found.history]
+        assert all(missed) == (kind == "metric")
+        assert 0 <= found.best.value <= 1
 
 
 def test_batch_norms_are_estimated_anew_on_request(trained):
@@ -191,6 +200,7 @@ MISTAKES = {
     "seconds out of reach": ({"macs": None, "seconds": 1e-9, "cost": by_macs}, "it takes about .* ms; allow more"),
     "agent": ({"agent": "dpg"}, "did you mean 'ddpg'"),
     "reward": ({"reward": "eror"}, "did you mean 'error'"),
+    "error": ({"error": "accuracy"}, "error must be 'loss' or 'metric', not 'accuracy'"),
     "episodes": ({"episodes": 0}, "episodes must be a whole number from 1"),
     "warmup": ({"warmup": 7}, "warmup must be a whole number of episodes from 0 to 6"),
     "samples": ({"samples": 0}, "samples must be a whole number from 1"),

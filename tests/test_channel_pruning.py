@@ -68,6 +68,18 @@ def test_groups_that_rounding_keeps_whole_are_named():
     assert "left, since round_to=6 keeps all of their channels: 3.weight" in masks.summary
 
 
+def test_a_goal_between_two_shares_keeps_what_matters_most():
+    layers = (nn.Linear(10, 10, bias=False) for _ in range(4))
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    with torch.no_grad():
+        for weight, best in zip(model.parameters(), (1.0, 3.0, 2.0, 1.0), strict=True):
+            weight.copy_(torch.eye(10) + best * torch.diag(torch.arange(10.0)))
+    masks = ab.prune(model, parameters=0.96, pattern="channel", example=torch.ones(1, 10), say=None)
+    left = [int(layer.weight.any(1).sum()) for layer in model[::2]]
+    assert sorted(left[:3]) == [9, 10, 10], "one share less would remove one channel of each"
+    assert sum(mask.numel() for mask in masks.values())
+
+
 MISTAKES = {
     "nothing above round_to": ({"sparsity": 0.5, "round_to": 8}, "round_to=8 keeps all of their channels: 0.weight, 3.weight"),
     "glob": ({"sparsity": 0.5, "include": ["conv*"]}, "'conv\\*' matches no parameter and no module that has one"),

@@ -129,6 +129,49 @@ def test_a_flatten_ties_the_positions_of_a_channel() -> None:
     assert _sizes(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Flatten(), nn.Linear(6 * 64, 4)), IMAGE) == [6]
 
 
+def _shuffled(x: Tensor, groups: int = 2) -> Tensor:
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def test_a_shuffle_ties_the_same_place_of_each_group_and_no_more() -> None:
+    net = Layers(lambda m, x: m.b(_shuffled(m.a(x))), a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(12, 2, 1))
+    assert _sizes(net, IMAGE) == [6]
+
+
+def test_halves_of_a_shuffled_stream_go_in_whole_orbits() -> None:
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        y = m.a(x)
+        for branch in (m.b, m.c):
+            kept, taken = _shuffled(y).chunk(2, 1)
+            y = torch.cat([kept, branch(taken)], 1)
+        return m.out(y)
+
+    layers = {
+        "a": nn.Conv2d(3, 24, 1),
+        "b": nn.Conv2d(12, 12, 1),
+        "c": nn.Conv2d(12, 12, 1),
+        "out": nn.Conv2d(24, 2, 1),
+    }
+    # 12 pairs by the first shuffle, 6 by its halves, 3 by those of the second; what c makes is read as it is.
+    assert _sizes(Layers(forward, **layers), IMAGE) == [3, 12]
+
+
+def test_parts_of_one_size_stay_so() -> None:
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        a, b = m.a(x).chunk(2, 1)
+        return m.b(a) + m.c(b)
+
+    net = Layers(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(4, 2, 1), c=nn.Conv2d(4, 2, 1))
+    assert _sizes(net, IMAGE) == [4]
+    parts = Layers(
+        lambda m, x: m.b((s := m.a(x).split([6, 2], 1))[0]) + m.c(s[1]),
+        a=net.a,
+        b=nn.Conv2d(6, 2, 1),
+        c=nn.Conv2d(2, 2, 1),
+    )
+    assert _sizes(parts, IMAGE) == [2, 6]
+
+
 def test_squeeze_and_excitation_ties_the_gate() -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "down": nn.Conv2d(8, 4, 1), "up": nn.Conv2d(4, 8, 1), "c": nn.Conv2d(8, 2, 1)}
     net = Layers(lambda m, x: m.c((y := m.a(x)) * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), True)))))), **layers)

@@ -23,6 +23,7 @@ from abridged.pruning.patterns import PATTERNS
 from abridged.pruning.prune import prune
 from abridged.pruning.schedules import SCHEDULES
 
+SPARSITIES = st.just(0.0) | st.floats(0.02, 1)  # so little as removes nothing is an error
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -128,7 +129,7 @@ def test_macs_are_what_is_counted():
 
 
 @quick
-@given(st.floats(0, 1), st.sampled_from(["global", "uniform"]), st.sampled_from(["magnitude", "random"]))
+@given(SPARSITIES, st.sampled_from(["global", "uniform"]), st.sampled_from(["magnitude", "random"]))
 def test_counts_are_exact_and_zeros_are_plus_zero(sparsity, allocation, criterion):
     model = cnn()
     masks = prune(model, sparsity, allocation=allocation, criterion=criterion)
@@ -142,7 +143,7 @@ def test_counts_are_exact_and_zeros_are_plus_zero(sparsity, allocation, criterio
 
 
 @quick
-@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(["global", "uniform"]), st.sampled_from(ALONE))
+@given(SPARSITIES, SPARSITIES, st.sampled_from(["global", "uniform"]), st.sampled_from(ALONE))
 def test_higher_sparsity_removes_a_superset(a, b, allocation, criterion):
     few, many = (
         prune((torch.manual_seed(0), cnn())[1], s, allocation=allocation, criterion=criterion) for s in sorted((a, b))
@@ -192,6 +193,10 @@ def test_threshold_of_the_issue(dtype):
 def test_threshold_removes_what_is_below_it_and_nothing_else(values, threshold):
     model = linear_of([values])
     before = model.weight.detach().clone()
+    if threshold and not bool((before.abs() < threshold).any()):
+        with pytest.raises(InputError, match="removes nothing: no magnitude score is below it"):
+            prune(model, threshold=threshold)
+        return
     masks = prune(model, threshold=threshold)
     assert torch.equal(model.weight, torch.where(before.abs() < threshold, 0.0, before))
     assert torch.equal(masks["weight"], (before.abs() >= threshold) & (before != 0))
@@ -360,6 +365,12 @@ MISTAKES = {
     "too much": ({"sparsity": 1.01}, r"sparsity must be in \[0, 1\], not 1.01"),
     "per cent": ({"sparsity": 90}, r"sparsity must be in \[0, 1\], not 90"),
     "negative": ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\]"),
+    "too little": ({"sparsity": 0.001}, r"sparsity=0.001 removes nothing: of 384 weights \(unstructured, global\)"),
+    "too little of each": ({"sparsity": 0.001, "allocation": "uniform"}, r"removes nothing: of 384 weights \(unstruc"),
+    "too little by name": ({"allocation": {"0": 0.001}}, r"sparsity=0.001 removes nothing: of \d+ weights \(.*per layer"),
+    "too few rows": ({"sparsity": 0.001, "pattern": "row"}, r"removes nothing: of 384 weights \(row, global\)"),
+    "too little in time": ({"sparsity": 0.001, "schedule": "linear", "steps": 9}, "sparsity=0.001 removes nothing"),
+    "low threshold": ({"threshold": 1e-30}, "threshold=1e-30 removes nothing: no magnitude score is below it"),
     "NaN": ({"sparsity": nan}, r"sparsity must be in \[0, 1\], not nan"),
     "bool": ({"sparsity": True}, "sparsity must be a number, not True"),
     "text": ({"sparsity": "0.9"}, "sparsity must be a number, not '0.9'"),

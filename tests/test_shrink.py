@@ -227,7 +227,9 @@ def test_bad_input_is_refused_and_nothing_is_touched(options, why: str) -> None:
 
 
 def test_nothing_to_shrink_is_an_error() -> None:
-    with pytest.raises(InputError, match="no channel is zero"):
+    with pytest.raises(
+        InputError, match=r"no channel is zero: .* weights, bias, and .* norm; .* single zeros are left"
+    ):
         ab.shrink(_cnn(nn.ReLU()), IMAGE)
     with pytest.raises(InputError, match="an output of the network"):
         ab.shrink(nn.Linear(3, 2), torch.zeros(1, 3))
@@ -266,6 +268,34 @@ def test_only_the_kind_of_group_that_forward_does_not_bear_is_frozen() -> None:
     net = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), Block(), Block(), *head)).eval()
     small, _ = _halved(net, IMAGE)
     assert [small[0].out_channels, *(small[i].a.out_channels for i in (1, 2))] == [8, 3, 3]
+
+
+def test_where_two_kinds_are_guilty_the_innocent_one_goes() -> None:
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        wide = F.relu(m.a(x)).reshape(-1, 8) + F.relu(m.b(x)).reshape(-1, 8)  # either literal raises
+        return m.out(wide) + m.down(F.relu(m.innocent(x)))
+
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8), "innocent": nn.Linear(6, 10), "down": nn.Linear(10, 3)}
+    net = randomize(Layers(forward, **layers, out=nn.Linear(8, 3))).eval()
+    masks = ab.prune(net, 0.5, pattern="channel", example=(x := torch.randn(4, 6)))
+    small = ab.shrink(net, x)
+    assert (small.a.out_features, small.b.out_features, small.innocent.out_features) == (8, 8, 5)
+    assert not any("innocent" in line for line in masks.summary)
+    assert _equal(net, small, x)
+
+
+def test_wrong_answers_are_blamed_on_as_few_kinds_as_will_do() -> None:
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        a, b = F.relu(m.a(x)), F.relu(m.b(x))
+        doubled = 2.0 if a.shape[-1] + b.shape[-1] < 12 else 1.0  # only both cuts together reach it
+        return doubled * (m.c(a) + m.d(b)) + m.down(F.relu(m.innocent(x)))
+
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8), "c": nn.Linear(8, 3), "d": nn.Linear(8, 3)}
+    net = randomize(Layers(forward, **layers, innocent=nn.Linear(6, 10), down=nn.Linear(10, 3))).eval()
+    small, _ = _halved(net, x := torch.randn(4, 6))
+    assert sorted((small.a.out_features, small.b.out_features)) == [4, 8]
+    assert small.innocent.out_features == 5
+    assert _equal(net, small, x)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

@@ -42,7 +42,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Episode:
-    """One way to prune, and how good it is. `value` is the metric on the samples of the search."""
+    """One way to prune, and how good it is on the samples of the search: `value` is the metric, `error` what the reward lowers."""
 
     sparsities: tuple[float, ...]
     value: float
@@ -112,6 +112,7 @@ def search_sparsities(
     cost: Cost | None = None,
     agent: str = "ddpg",
     reward: str = "error",
+    error: str = "loss",
     episodes: int = 200,
     warmup: int | None = None,
     most: float | None = None,
@@ -135,9 +136,11 @@ def search_sparsities(
     budget: they stop where accuracy falls.
 
     An episode gives each layer a sparsity in [0, `most`] (default: 0.8 of channels, 0.95 of weights), prunes a copy without training it, and takes the metric of `data` on
-    `samples` of its val split (with `reestimate`, after batch norms were re-estimated on training samples). The first `warmup`
-    of the `episodes` (default: an eighth) are random. Uniform sparsity within the same budget is tried first, so that the
-    result is at least as good on these samples. Two searches with one seed agree exactly, unless they measure seconds.
+    `samples` of its val split (with `reestimate`, after batch norms were re-estimated on training samples). The `error` that
+    a reward lowers is the mean "loss" of `data` there, which tells episodes apart where few samples are answered wrongly, or 1 −
+    "metric", as in the paper. The first `warmup` of the `episodes` (default: an eighth) are random. Uniform sparsity within the
+    same budget is tried first, so that the result is at least as good on these samples, by that error. Two searches with one seed
+    agree exactly, unless they measure seconds.
 
     `agent`: a name of `AGENTS` ("ddpg", "td3", "sac"); they need `pip install 'abridged[rl]'`. `pattern`: "channel", "heads",
     or one of `ab.prune`'s in which densities are free; `criterion`, `include`, `exclude`, `exact`, `round_to` as there. The
@@ -146,7 +149,7 @@ def search_sparsities(
     Raises `InputError` for a budget that `most` cannot reach, numbers out of range, unknown names, and what `prune` refuses.
     """
     most = (0.8 if pattern in STRUCTURED else 0.95) if most is None else most
-    _check(model, data, macs, seconds, cost, reward, episodes, most)
+    _check(model, data, macs, seconds, cost, reward, error, episodes, most)
     warmup = max(1, episodes // 8) if warmup is None else warmup
     if isinstance(warmup, bool) or not isinstance(warmup, int) or not 0 <= warmup <= episodes:
         raise InputError(f"warmup must be a whole number of episodes from 0 to {episodes}, not {warmup!r}")
@@ -164,8 +167,9 @@ def search_sparsities(
         prunable = PrunableWeights(model, inputs, collector, plan, **options)
     with _own_randomness():
         work = _Search(
-            prunable, data, _few(data, samples, seed), inputs, REWARDS[reward], cost, macs, seconds, most, reestimate
-        )
+            prunable, data, _few(data, samples, seed), inputs, REWARDS[reward], cost, macs, seconds, most, reestimate,
+            error == "loss",
+        )  # fmt: skip
         best = work.run(make, Course(episodes, warmup, seed))
     names = [place.name for place in prunable.places]
     found = Search(
@@ -183,13 +187,15 @@ def search_sparsities(
 
 
 def _check(
-    model: object, data: object, macs: Any, seconds: Any, cost: object, reward: str, episodes: Any, most: Any
+    model: object, data: object, macs: Any, seconds: Any, cost: object, reward: str, error: str, episodes: Any, most: Any
 ) -> None:  # fmt: skip
     if not isinstance(model, nn.Module):
         raise InputError(f"search_sparsities takes an nn.Module, not {type(model).__name__}")
     if not isinstance(data, Data):
         raise InputError(f"search_sparsities judges on data: give an ab.Data, not {type(data).__name__}")
     REWARDS[reward]
+    if error not in ("loss", "metric"):
+        raise InputError(f"error must be 'loss' or 'metric', not {error!r}: what a reward lowers")
     if macs is not None and seconds is not None:
         raise InputError("give macs or seconds as the budget, not both")
     if macs is None and seconds is None and reward == "error":
@@ -249,6 +255,7 @@ class _Search:
     seconds: float | None
     most: float
     estimating: bool
+    by_loss: bool  # the error is the loss, else 1 − metric
     history: list[Episode] = field(default_factory=list)
     best: Episode | None = None
     whole: Row = field(init=False)  # MACs of the dense model, in parts
@@ -262,7 +269,7 @@ class _Search:
 
         zeros = [0.0] * len(self.prunable.places)
         self.whole = self.prunable.macs(zeros)
-        self.dense = self._value(zeros)
+        self.dense, _ = self._judge(zeros)
         if self.cost is not None:
             self.clock = _Clock(self.whole)
             self._measure(zeros)
@@ -336,8 +343,7 @@ class _Search:
 
     def _judged(self, sparsities: Sequence[float]) -> Episode:
         left = self.prunable.macs(sparsities)
-        value = self._value(sparsities)
-        error = 1 - value if self.data.judge.higher_is_better else value
+        value, error = self._judge(sparsities)
         seconds = self.clock.estimate(left) if self.cost is not None else None
 
         def episode(seconds: float | None) -> Episode:
@@ -354,12 +360,26 @@ class _Search:
         self.history.append(found)
         return found
 
-    def _value(self, sparsities: Sequence[float]) -> float:
+    def _judge(self, sparsities: Sequence[float]) -> tuple[float, float]:
+        """The metric and the error of the model pruned so."""
+        judge, losses = self.data.judge, []
+
+        def compute(outputs: Any, target: Any) -> Tensor:
+            values = judge.compute(outputs, target)
+            if self.by_loss:
+                losses.append(len(values) * float(self.data.loss_function(outputs, target)))
+            return values
+
+        few = dataclasses.replace(self.few, metric=dataclasses.replace(judge, compute=compute))
         with self.prunable.pruned(sparsities) as pruned:
             if self.estimating:
                 pruned = copy.deepcopy(pruned)
-                estimate(pruned, self.data, samples=2 * BATCH)
-            return evaluate(pruned, self.few, "val", batch_size=BATCH).value
+                estimate(pruned, self.data, samples=2 * BATCH, say=None)
+            score = evaluate(pruned, few, "val", batch_size=BATCH)
+        if self.by_loss:
+            error = sum(losses) / score.n
+            return score.value, error if math.isfinite(error) else math.inf
+        return score.value, 1 - score.value if judge.higher_is_better else score.value
 
     def _measure(self, sparsities: Sequence[float]) -> float:
         assert self.cost is not None

@@ -263,7 +263,8 @@ def _lines(combine: Callable[[Tensor], Tensor], terms: Tensor, weight: Weight, a
 
 
 def _choose(found: Channels, goal: Goal, allocation: str | Mapping[str, float]) -> Gone:
-    """The units that go. A goal in MACs or parameters is met from below by bisection over the share of channels."""
+    """The units that go. A goal in MACs or parameters is met from below, by bisection over the share of channels; where one
+    share more or less decides about channels of many groups at once, those that matter most stay as far as the goal allows."""
     if isinstance(allocation, Mapping):
         return found.gone([sparsity_of(makers_of(found.coupling, group), allocation) for group in found.groups])
 
@@ -285,7 +286,14 @@ def _choose(found: Channels, goal: Goal, allocation: str | Mapping[str, float]) 
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if weigh(found.coupling, at(middle)) <= target * whole else (middle, high)
-    return at(high)
+    gone, fewer = at(high), at(low)
+    between = [group.units[gone[group.units] & ~fewer[group.units]] for group in found.groups]
+    for units in sorted((u for u in between if len(u)), key=lambda u: -found.scores[u].max()):
+        less = gone.copy()
+        less[units] = False
+        if weigh(found.coupling, less) <= target * whole:
+            gone = less
+    return gone
 
 
 def sparsity_of(names: Sequence[str], allocation: Mapping[str, float]) -> float:

@@ -18,9 +18,10 @@ HALVINGS = 9  # of the interval in which the least sparsity that meets the budge
 class Layers(gymnasium.Env[Seen, Seen]):
     """State: (t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a[t − 1]), each a share of its largest, in [0, 1].
 
-    Action: the sparsity of layer t in [0, most], as a number in [−1, 1] of which 0 is the sparsity that meets the budget when
+    Action: the sparsity of layer t in [0, most], as a number a in [−1, 1] of which 0 is the sparsity that meets the budget when
     all layers to come have it too, so that learning starts from uniform sparsity, and what a layer spends or saves is shared
-    by all after it. It is raised to the least with which the budget can still be met when all layers to come have
+    by all after it; the distance from it goes by a³, since many small deviations at once are what mends a network, and large ones
+    ruin it. It is raised to the least with which the budget can still be met when all layers to come have
     `most`: every episode meets it. Reward: 0, and `judge(sparsities)` at the end.
 
     `load(sparsities)` is what is left of the whole, in (0, 1], under the `budget`."""
@@ -54,7 +55,7 @@ class Layers(gymnasium.Env[Seen, Seen]):
         return self._state(), {}
 
     def step(self, action: Seen) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
-        way = float(action[0])
+        way = float(action[0]) ** 3
         centre = self._least(lambda sparsity: self._meets(sparsity, sparsity))
         room = centre if way < 0 else self._most - centre
         self._chosen.append(self.legal(centre + room * way))

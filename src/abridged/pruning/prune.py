@@ -24,6 +24,7 @@ from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
 from abridged.pruning.patterns import PATTERNS, STRUCTURED
 from abridged.pruning.plan import Plan
+from abridged.pruning.ranking import count
 from abridged.pruning.regrow import Regrowth, regrowth
 from abridged.pruning.schedules import SCHEDULES
 from abridged.pruning.select import glob, select
@@ -176,6 +177,7 @@ def _prune_weights(
         total = sum(model.get_parameter(name).numel() for name in names)
         plan = replace(plan, density=stay / total, layers=json.dumps(layers))
     chosen = plan.masks(model, names, {}, 0, collector)
+    _check_removes(plan, chosen, amount, allocation)
     before = sum(int(model.get_parameter(name).count_nonzero()) for name in names)
     if repaired:
         free = plan.pattern == "unstructured"
@@ -189,6 +191,27 @@ def _prune_weights(
     if spare > 0 and not plan.gradual:
         masks.remark(f"{spare:,} weights were zero already and are not held, since fewer were to go")
     return masks
+
+
+def _check_removes(plan: Plan, chosen: Mapping[str, Tensor], amount: Amount, allocation: Allocation) -> None:
+    """Raises `InputError` where something was asked to go, and nothing does."""
+    total = sum(mask.numel() for mask in chosen.values())
+    if plan.gradual:
+        none = plan.density is not None and count(plan.density, total) == total
+    else:
+        none = all(bool(mask.all()) for mask in chosen.values())
+    if not none:
+        return
+    if amount.threshold:
+        raise InputError(
+            f"threshold={amount.threshold} removes nothing: no {plan.criterion} score is below it; ask for more"
+        )
+    asked = max(allocation.values()) if isinstance(allocation, Mapping) else amount.sparsity
+    if asked:
+        raise InputError(
+            f"sparsity={asked} removes nothing: of {total:,} weights ({plan.pattern}, {plan.allocation}) it comes to less"
+            " than half of the least that can go; ask for more"
+        )
 
 
 def _prune_channels(

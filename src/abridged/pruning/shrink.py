@@ -183,5 +183,8 @@ def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
 
 def _why_nothing(coupling: Coupling) -> str:
     if coupling.groups:
-        return "no channel is zero; ab.prune(model, 0.5, pattern='channel', example=example) makes them so"
+        return (
+            "no channel is zero: one goes when all that makes it is, its weights, bias, and the scale and shift of its norm;"
+            " ab.prune(model, 0.5, pattern='channel', example=example) makes them so, single zeros are left"
+        )
     return "; ".join(left(coupling, ())) or "the model has no channels that could go"

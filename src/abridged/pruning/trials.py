@@ -1,13 +1,14 @@
 """Trials: what a user's forward really bears. A group is cut in a copy and the forward run; a raise or a wrong answer freezes it.
 
 A literal 18 and `x.shape[1] // 2` look alike in a graph, so no reading of it can tell. Everything is cut at once first; what fails
-is blamed on the groups nearest to the module that raised, and every group of the same kind is judged with it.
+is blamed on the groups near the module that raised, every group of a kind together, and on as few kinds as will do.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,19 @@ class Settled:
     numbers: frozenset[Number]  # that looked like sizes, and are none
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """How a cut module runs: the path of the module that raised, "" if the answer is wrong, None if all is right."""
+
+    culprit: str | None
+    why: str
+    reached: float  # how many modules had been called
+
+    def better(self, other: Verdict) -> bool:
+        """Whether it gets past where the other one fails."""
+        return self.culprit != other.culprit and self.reached >= other.reached
+
+
 class Trial:
     """Cuts of one model, judged by what its forward answers to the example. `expected` makes the right answers of those of the whole model."""
 
@@ -51,6 +65,7 @@ class Trial:
         self.folds, self.expected = folds, expected
         self.whole, self.dtype = _whole(model, coupling, example)
         self.numbers: set[Number] = set()
+        self._verdicts: dict[tuple[bytes, frozenset[Number]], Verdict] = {}
         self.kinds = {number: _kind(model, coupling, group) for number, group in enumerate(coupling.groups)}
 
     def settle(self, gone: Gone) -> Settled:
@@ -58,50 +73,55 @@ class Trial:
         frozen: list[Group] = []
         gone = gone.copy()
         while True:
-            culprit, why = self._judge(gone)
-            if culprit is None:
+            verdict = self._judge(gone)
+            if verdict.culprit is None:
                 return Settled(gone, tuple(frozen), frozenset(self.numbers))
             if not gone.any():
                 raise UnsupportedError(
-                    f"the model cannot be cut: even its whole copy, with the channels at zero, is no good ({why})"
+                    "the model cannot be cut: even its whole copy, with the channels at zero, is no good"
+                    f" ({verdict.why})"
                 )
-            if self._number(culprit, gone):
+            if self._number(verdict.culprit, gone):
                 continue
-            guilty = self._nearest(culprit, gone) if culprit else self._wrong(gone)
+            guilty = self._nearest(verdict, gone) if verdict.culprit else self._wrong(gone)
             for number in guilty:
                 group = self.coupling.groups[number]
-                frozen.append(Group(group.units, group.axes, group.heads, why))
+                frozen.append(Group(group.units, group.axes, group.heads, verdict.why))
                 gone[group.units] = False
 
-    def _judge(self, gone: Gone) -> tuple[str | None, str]:
-        """(None, "") if the module answers right when it is cut; else the path of the module that raised, or "" if the answer is wrong, and why."""
-        inside: list[str] = []
+    def _judge(self, gone: Gone) -> Verdict:
+        """How the module runs and answers when it is cut."""
+        key = gone.tobytes(), frozenset(self.numbers)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._tried(gone)
+        return self._verdicts[key]
+
+    def _tried(self, gone: Gone) -> Verdict:
+        calls = _Calls()
         small = cut(self.model, self.coupling, gone, self.folds(gone), self.dtype, self.numbers).eval()
         try:
-            with _following(small, inside):
+            with calls.of(small):
                 answers = answer(small, self.example)
         except Exception as error:  # whatever the user's forward raises
-            return inside[-1] if inside else _ROOT, f"forward does not bear it: {_line(error)}"
+            return Verdict(calls.last, f"forward does not bear it: {_line(error)}", calls.begun)
         wanted = self.expected(self.whole, gone)
         if len(answers) == len(wanted) and all(map(close, answers, wanted)):
-            return self._train(small)
+            return self._train(small, calls)
         if not all(bool(torch.isfinite(x).all()) for x in wanted):
-            return "", "it answers NaN or infinity"
-        return "", "forward answers otherwise without it: it holds a number that was its size"
+            return Verdict("", "it answers NaN or infinity", math.inf)
+        return Verdict("", "forward answers otherwise without it: it holds a number that was its size", math.inf)
 
-    def _train(self, small: nn.Module) -> tuple[str | None, str]:
-        """(None, "") if the module runs in training mode too, where the whole one does; else where and why not.
+    def _train(self, small: nn.Module, calls: _Calls) -> Verdict:
+        """How it runs in training mode, where the whole one does.
 
         Shapes alone are tried, on the meta device, where the whole model runs there. The module is of no use afterwards."""
-        if not self.trains:
-            return None, ""
-        inside: list[str] = []
         try:
-            with _following(small, inside):
-                answer(small.to(self.trains).train(), _on(self.trains, self.example))
+            if self.trains:
+                with calls.of(small):
+                    answer(small.to(self.trains).train(), _on(self.trains, self.example))
         except Exception as error:  # whatever the user's forward raises
-            return inside[-1] if inside else _ROOT, f"forward does not bear it in training mode: {_line(error)}"
-        return None, ""
+            return Verdict(calls.last, f"forward does not bear it in training mode: {_line(error)}", calls.begun)
+        return Verdict(None, "", math.inf)
 
     @functools.cached_property
     def trains(self) -> str | None:
@@ -123,29 +143,41 @@ class Trial:
             doubtful = numbers(module, sizes(self.coupling, gone).get(path, {})) - self.numbers
             for number in sorted(doubtful, key=lambda number: number.name):
                 self.numbers.add(number)
-                if self._judge(gone)[0] != culprit:
+                if self._judge(gone).culprit != culprit:
                     return True
                 self.numbers.remove(number)
             if not path:
                 return False
             path = path.rpartition(".")[0]
 
-    def _nearest(self, culprit: str, gone: Gone) -> list[int]:
-        """Among the groups being cut that touch the module that raised, or the nearest one around it, those of the most
-        local kind without which it does not raise."""
-        active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
-        path = "" if culprit == _ROOT else culprit
+    def _nearest(self, verdict: Verdict, gone: Gone) -> list[int]:
+        """The groups of the most local kind without which it does not raise there, of those that touch the module that raised,
+        or the nearest one around it; where no kind alone is guilty, those of a set of kinds that all have to stay."""
+        active = self._active(gone)
+        path = "" if verdict.culprit == _ROOT else str(verdict.culprit)
         while True:
             touching = [n for n in active if any(_inside(p, path) for p in self._paths(n))]
             if touching or not path:
                 break
             path = path.rpartition(".")[0]
-        local = sorted(touching or active, key=lambda n: len(self.coupling.groups[n].axes))
-        kinds = [[n for n in active if self.kinds[n] == kind] for kind in dict.fromkeys(self.kinds[n] for n in local)]
-        for of_kind in kinds[:-1]:
-            if self._judge(gone & ~self._units(of_kind))[0] != culprit:
-                return of_kind
-        return kinds[-1] if len(kinds) == 1 or self._judge(gone & ~self._units(kinds[-1]))[0] != culprit else kinds[0]
+
+        def mends(staying: list[list[int]]) -> bool:
+            return self._judge(gone & ~self._units([n for kind in staying for n in kind])).better(verdict)
+
+        near, every = self._by_kind(touching, active), self._by_kind(active, active)
+        for kind in near:
+            if mends([kind]):
+                return kind
+        return _least(near if mends(near) else every, mends)
+
+    def _active(self, gone: Gone) -> list[int]:
+        """The groups being cut."""
+        return [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
+
+    def _by_kind(self, numbers: Sequence[int], active: Sequence[int]) -> list[list[int]]:
+        """All active groups of the kinds of these, kind by kind, the most local first."""
+        local = sorted(numbers, key=lambda n: len(self.coupling.groups[n].axes))
+        return [[n for n in active if self.kinds[n] == kind] for kind in dict.fromkeys(self.kinds[n] for n in local)]
 
     def _units(self, numbers: Sequence[int]) -> Gone:
         """The units of some groups."""
@@ -160,13 +192,27 @@ class Trial:
                 yield key.rpartition(".")[0]
 
     def _wrong(self, gone: Gone) -> list[int]:
-        """The groups of the first kind that alone makes the answer wrong; all of them if none does alone."""
-        active = [n for n, group in enumerate(self.coupling.groups) if gone[group.units].any()]
-        for kind in dict.fromkeys(self.kinds[n] for n in active):
-            of_kind = [n for n in active if self.kinds[n] == kind]
-            if self._judge(gone & self._units(of_kind))[0] is not None:
-                return of_kind
-        return active
+        """The groups of the first kind that alone makes the answer wrong; where none does alone, those of a set of kinds that
+        all have to stay."""
+        active = self._active(gone)
+        kinds = self._by_kind(active, active)
+        for kind in kinds:
+            if self._judge(gone & self._units(kind)).culprit is not None:
+                return kind
+        return _least(
+            kinds,
+            lambda staying: self._judge(gone & ~self._units([n for kind in staying for n in kind])).culprit is None,
+        )
+
+
+def _least(kinds: list[list[int]], mends: Callable[[list[list[int]]], bool]) -> list[int]:
+    """The members of kinds of which no one can be left out, so that the rest still mends."""
+    guilty = kinds
+    for kind in kinds:
+        rest = [other for other in guilty if other is not kind]
+        if mends(rest):
+            guilty = rest
+    return [n for kind in guilty for n in kind]
 
 
 _ROOT = "the model itself"
@@ -214,19 +260,33 @@ def _kind(model: nn.Module, coupling: Coupling, group: Group) -> Kind:
     return tuple(sorted(found))
 
 
-@contextmanager
-def _following(module: nn.Module, inside: list[str]) -> Iterator[None]:
-    """Keep the path of the modules whose forward runs: after a raise the last one is where."""
-    handles = []
-    for path, child in module.named_modules():
-        if path:
-            handles.append(child.register_forward_pre_hook(lambda *_, path=path: inside.append(path)))
-            handles.append(child.register_forward_hook(lambda *_: inside.pop() and None))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Calls:
+    """The modules whose forward runs: after a raise the last one is where."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._inside: list[str] = []
+
+    @property
+    def last(self) -> str:
+        return self._inside[-1] if self._inside else _ROOT
+
+    @contextmanager
+    def of(self, module: nn.Module) -> Iterator[None]:
+        handles = []
+        for path, child in module.named_modules():
+            if path:
+                handles.append(child.register_forward_pre_hook(lambda *_, path=path: self._begin(path)))
+                handles.append(child.register_forward_hook(lambda *_: self._inside.pop() and None))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, path: str) -> None:
+        self.begun += 1
+        self._inside.append(path)
 
 
 def _line(error: Exception) -> str:

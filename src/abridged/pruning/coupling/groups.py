@@ -97,16 +97,21 @@ def couple(graph: Graph, *, exact: bool = True) -> Coupling:
 
 
 def _settled(flow: Flow) -> Units:
-    """The component of each label, after every field that covers several axes has become a product: rows or columns go whole."""
+    """The component of each label, after every field that covers several axes has become a product: rows or columns go whole.
+
+    A field that others of the same round have touched waits for the next: after them it may be a product already, the other
+    way round."""
     while True:
         parts = _components(flow)
-        ties = len(flow.ties)
+        ties, touched = len(flow.ties), np.zeros(int(parts.max()) + 1, bool)
         for rectangle in _unique(flow.rectangles):
             kinds = parts[rectangle]
             axes = covered(rectangle)
-            if not any(_depends_only_on(kinds, axis, axes) for axis in axes):
-                for axis in axes[:-1]:  # the same places of each row
-                    flow.tie(rectangle, rectangle.take([0], axis))
+            if touched[kinds].any() or any(_depends_only_on(kinds, axis, axes) for axis in axes):
+                continue
+            touched[kinds] = True
+            for axis in axes[:-1]:  # the same places of each row
+                flow.tie(rectangle, rectangle.take([0], axis))
         if len(flow.ties) == ties:
             return parts
 

@@ -107,12 +107,17 @@ def cat(flow: Flow, node: Node) -> list[list[Field]]:
 
 @COUPLING.entry("split")
 def split(flow: Flow, node: Node) -> list[list[Field]]:
-    """Each part takes its labels."""
-    axis, ends = attrs(node)["axis"], np.cumsum(attrs(node)["sizes"])
-    starts = [0, *ends[:-1]]
-    return [
-        [_cut(field, axis, a, b, 1) for field in flow.of(node.inputs[0])] for a, b in zip(starts, ends, strict=True)
+    """Each part takes its labels. Parts of one size stay so, since one number made them: the same places of each are tied."""
+    axis, sizes = attrs(node)["axis"], attrs(node)["sizes"]
+    ends = np.cumsum(sizes)
+    parts = [
+        [_cut(field, axis, end - n, end, 1) for field in flow.of(node.inputs[0])]
+        for n, end in zip(sizes, ends, strict=True)
     ]
+    for first, *others in zip(*parts, strict=True) if len(set(sizes)) == 1 else ():
+        for other in others:
+            flow.tie(first, other)
+    return parts
 
 
 @COUPLING.entry("slice")
