@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -296,6 +298,41 @@ def test_wrong_answers_are_blamed_on_as_few_kinds_as_will_do() -> None:
     assert sorted((small.a.out_features, small.b.out_features)) == [4, 8]
     assert small.innocent.out_features == 5
     assert _equal(net, small, x)
+
+
+def test_a_model_that_is_pruned_is_not_exported_again_to_be_shrunk_unless_it_changed(monkeypatch) -> None:
+    from abridged.pruning import coupled
+
+    calls = []
+    monkeypatch.setattr(coupled, "capture", lambda *args: calls.append(0) or ab.capture(*args))
+    net = Layers(lambda m, x: m.b(F.relu(m.a(x)) * m.scale), a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    net.scale = 1.0
+    _, x = ab.prune(net, 0.5, pattern="channel", example=torch.zeros(1, 4)), torch.ones(3, 4)
+    ab.shrink(net, torch.zeros(1, 4))
+    assert len(calls) == 1
+    for change in (
+        lambda: setattr(net, "scale", 2.0),
+        lambda: setattr(net, "b", nn.Linear(8, 3)),
+        lambda: setattr(net.b, "weight", nn.Parameter(torch.ones(5, 8))) or setattr(net.b, "bias", None),
+        lambda: net.double().float(),
+        lambda: delattr(net, "scale") or net.register_buffer("scale", torch.ones(1), persistent=False),
+        lambda: net.scale.mul_(3),
+    ):
+        change()
+        small = ab.shrink(net, torch.zeros(1, 4))
+        assert _equal(net, small, x)
+    assert len(calls) == 7
+    ab.shrink(net, torch.zeros(1, 4), exact=False), ab.shrink(net, torch.zeros(2, 4))
+    assert len(calls) == 9
+
+
+def test_what_is_kept_of_a_model_does_not_keep_it_alive() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    ab.prune(net, 0.5, pattern="channel", example=torch.zeros(1, 4))
+    alive = weakref.ref(net)
+    del net
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

@@ -112,7 +112,7 @@ def search_sparsities(
     cost: Cost | None = None,
     agent: str = "ddpg",
     reward: str = "error",
-    error: str = "loss",
+    error: str = "metric",
     episodes: int = 200,
     warmup: int | None = None,
     most: float | None = None,
@@ -137,10 +137,10 @@ def search_sparsities(
 
     An episode gives each layer a sparsity in [0, `most`] (default: 0.8 of channels, 0.95 of weights), prunes a copy without training it, and takes the metric of `data` on
     `samples` of its val split (with `reestimate`, after batch norms were re-estimated on training samples). The `error` that
-    a reward lowers is the mean "loss" of `data` there, which tells episodes apart where few samples are answered wrongly, or 1 −
-    "metric", as in the paper. The first `warmup` of the `episodes` (default: an eighth) are random. Uniform sparsity within the
-    same budget is tried first, so that the result is at least as good on these samples, by that error. Two searches with one seed
-    agree exactly, unless they measure seconds.
+    a reward lowers is 1 − "metric" there, as in the paper, or the mean "loss" of `data`, which tells episodes apart where few
+    samples are answered wrongly. The first `warmup` of the `episodes` (default: an eighth) are random. Uniform sparsity within
+    the same budget is tried first, so that the result is at least as good on these samples, by that error. Two searches with one
+    seed agree exactly, unless they measure seconds.
 
     `agent`: a name of `AGENTS` ("ddpg", "td3", "sac"); they need `pip install 'abridged[rl]'`. `pattern`: "channel", "heads",
     or one of `ab.prune`'s in which densities are free; `criterion`, `include`, `exclude`, `exact`, `round_to` as there. The

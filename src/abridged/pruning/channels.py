@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from abridged.errors import InputError, UnsupportedError
 from abridged.globs import check, listed, matches, some
-from abridged.graph.capture import capture
 from abridged.graph.cost import COSTS
 from abridged.graph.graph import Node
 from abridged.pruning.collect import Collector
-from abridged.pruning.coupling.groups import Coupling, Group, couple
+from abridged.pruning.coupled import coupled
+from abridged.pruning.coupling.groups import Coupling, Group
 from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.masks import Masks
@@ -111,15 +111,18 @@ def prune_channels(
     )  # fmt: skip
     frozen: list[Group] = []
     going = every
+    gone = _choose(going, goal, allocation)
     while True:
-        gone = _choose(going, goal, allocation)
-        masks = masks_of(model, going.coupling, gone)
-        with zeroed(model, masks):
+        with zeroed(model, masks_of(model, going.coupling, gone)):
             settled = settle(model, Constants(going.coupling), example, gone)
         if not settled.frozen:
             break
         frozen += settled.frozen
         going = every.without(frozen)
+        gone = _choose(going, goal, allocation)
+        if np.array_equal(gone, settled.gone):  # tried already
+            break
+    masks = masks_of(model, every.coupling, gone)
     if goal.sparsity and not gone.any():
         widest = max(len(group.units) for group in going.groups)
         raise InputError(
@@ -156,7 +159,7 @@ def channels(
     if example is None:
         raise InputError("pattern 'channel' follows the network's channels: give example=, an input of it")
     include, exclude = listed(include), listed(exclude)
-    coupling = couple(capture(model, example), exact=exact)
+    coupling = coupled(model, example, exact=exact)
     _check_plain(coupling)
     makers = {number: makers_of(coupling, group) for number, group in enumerate(coupling.groups)}
     names = (key for constant in coupling.graph.constants.values() for key in constant.keys)

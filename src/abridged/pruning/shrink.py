@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from abridged import progress
 from abridged.errors import InputError
 from abridged.globs import some
-from abridged.graph.capture import Example, capture
+from abridged.graph.capture import Example
 from abridged.graph.graph import Node
 from abridged.graph.structure import flatten
 from abridged.progress import Say, tell
-from abridged.pruning.coupling.groups import Coupling, Ending, Group, couple
+from abridged.pruning.coupled import coupled
+from abridged.pruning.coupling.groups import Coupling, Ending, Group
 from abridged.pruning.coupling.labels import KERNEL
 from abridged.pruning.known import known
 from abridged.pruning.narrowed import narrowed
@@ -52,7 +53,7 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Say |
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"shrink takes an nn.Module, not {type(model).__name__}")
-    coupling = couple(capture(model, example), exact=exact)
+    coupling = coupled(model, example, exact=exact)
     constants = Constants(coupling)
     gone = constants.gone()
     if not gone.any():
