@@ -124,6 +124,11 @@ def test_parametrized_weights_are_refused_by_name():
     ab.prune(net, 0.5, pattern="channel", example=torch.zeros(2, 3), say=None)
 
 
+def test_scripted_modules_are_refused():
+    with pytest.raises(ab.UnsupportedError, match="a scripted module cannot be followed or cut"):
+        ab.prune(torch.jit.script(cnn()), 0.5, pattern="channel", example=IMAGE)
+
+
 def test_a_model_that_answers_nan_with_its_channels_at_zero_is_refused():
     net = Layers(
         lambda m, x: m.b((y := m.a(x)) / y.detach().abs().amax(0)), a=nn.Linear(3, 8, bias=False), b=nn.Linear(8, 2)

@@ -405,6 +405,10 @@ MISTAKES = {
     "nothing left": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: include and exclude leave none of 0.wei"),
     "only norms": ({"sparsity": 0.5, "include": ["1"]}, "nothing to prune"),
     "regrow": ({"sparsity": 0.5, "regrow": "rigl"}, "regrow needs steps"),
+    "allocation of another kind": ({"sparsity": 0.5, "allocation": [0.5]}, "allocation must be a name, a mapping of globs"),
+    "seed": ({"sparsity": 0.5, "seed": "x"}, "seed must be a whole number from 0, not 'x'"),
+    "exact": ({"sparsity": 0.5, "exact": "no"}, "exact must be True or False"),
+    "say": ({"sparsity": 0.5, "say": 3}, "say must be a function of a line, or None for silence, not 3"),
     "agent of weights": ({"sparsity": 0.5, "allocation": "ddpg"}, "give sparsity and of='macs'"),
     "agent without data": (
         {"sparsity": 0.5, "of": "macs", "allocation": "ddpg", "example": torch.zeros(1, 3, 8, 8)}, "judges on data",

@@ -6,8 +6,10 @@ from collections.abc import Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
+from abridged.errors import UnsupportedError
 from abridged.graph.capture import Example, capture
 from abridged.graph.structure import flatten
 from abridged.pruning.coupling.groups import Coupling, couple
@@ -21,6 +23,8 @@ def coupled(model: nn.Module, example: Example, *, exact: bool) -> Coupling:
     The last one found is kept as long as the model lives. It is taken again where the example is alike and the model
     consists of the same modules with the same attributes and tensors, whose values may be others: exporting a large network
     takes longer than cutting it. What that overlooks, the trial of every cut finds."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError("a scripted module cannot be followed or cut: give the nn.Module that it was made from")
     key = exact, _alike(example), _made_of(model)
     kept = _LAST.get(model)
     if kept is None or kept[0] != key:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from abridged import progress
 from abridged.data import Data
-from abridged.errors import InputError, UnsupportedError
+from abridged.errors import InputError, UnsupportedError, expect
 from abridged.globs import listed
 from abridged.progress import Say, tell
 from abridged.pruning.agent import Search, search_sparsities
@@ -114,6 +114,7 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
+    _kinds(allocation, seed, exact, say)
     collector = Collector(data, example, _whole("samples", samples, 1))
     which: dict[str, Any] = {"include": listed(include), "exclude": listed(exclude)}
     given: dict[str, Any]
@@ -144,6 +145,18 @@ def prune(
         masks = _prune_weights(model, amount, allocation, plan, data, example, collector, **which)
     tell(masks.summary, say)
     return masks
+
+
+def _kinds(allocation: Any, seed: Any, exact: Any, say: Any) -> None:
+    """Raises `InputError` for arguments of the wrong kind that nothing else looks at."""
+    expect(
+        allocation, (str, Mapping, Sensitivity, type(None)),
+        "allocation must be a name, a mapping of globs to sparsities, or what ab.sensitivity gave",
+    )  # fmt: skip
+    _whole("seed", seed, 0)
+    expect(exact, bool, "exact must be True or False")
+    if say is not None and not callable(say):
+        raise InputError(f"say must be a function of a line, or None for silence, not {say!r}")
 
 
 def _prune_weights(
