@@ -124,6 +124,7 @@ def test_parametrized_weights_are_refused_by_name():
     ab.prune(net, 0.5, pattern="channel", example=torch.zeros(2, 3), say=None)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
 def test_scripted_modules_are_refused():
     with pytest.raises(ab.UnsupportedError, match="a scripted module cannot be followed or cut"):
         ab.prune(torch.jit.script(cnn()), 0.5, pattern="channel", example=IMAGE)
