@@ -11,7 +11,7 @@ from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
 from abridged.compiler.linear import macros_of_window
 from abridged.compiler.lower import LOWER, Lowering, Macros
-from abridged.compiler.nest import extent
+from abridged.compiler.nest import extent, merged
 from abridged.compiler.plan import Call, Choice, Layout, Step, rounded
 from abridged.compiler.resample import largest, resampled
 from abridged.graph.graph import Attr, Node
@@ -69,24 +69,27 @@ def mean(low: Lowering, node: Node, y: str) -> None:
 
 @LOWER.entry("group_norm")
 def _group_norm(low: Lowering, group: Group) -> None:
-    """Maps of up to three axes."""
+    """Maps of up to three axes, or more that lie end to end; lines that do are one."""
     node, y = group.anchor, group.output
     x, scale, shift = node.inputs
     assert x is not None
     if any(name is not None and name not in low.graph.constants for name in (scale, shift)):
         raise low.refuse(node, "whose weights are computed")
     batch, channels, *sizes = low.shape(x)
-    if len(sizes) > 3:
-        raise low.refuse(node, f"over {len(sizes)} spatial axes")
     source, target = low.layout(x), low.place(y)
     if sizes and sizes[-1] > 1 and source.strides[-1] != 1:
         source = low.straight(node, x)
+    lines = merged(tuple(sizes), [source.strides[2:], target.strides[2:]])
+    lines += [] if lines[-1][1] == (1, 1) else [(1, (1, 1))]
+    if len(lines) > 3:
+        raise low.refuse(node, f"over {len(lines)} spatial axes")
+    lines = [*[(1, (0, 0))] * (3 - len(lines)), *lines]
     macros: Macros = {"C": channels, "CG": channels // node.integer("groups"), "N": batch}
-    macros |= dict(zip("DHW", [*[1] * (3 - len(sizes)), *sizes], strict=True))
+    macros |= dict(zip("DHW", (size for size, _ in lines), strict=True))
     macros["EPS"] = f"{node.real('eps')!r}f"
-    for side, layout in (("X", source), ("Y", target)):
-        stack, row, *pitches = layout.strides
-        plane, pitch = [*[0] * (2 - len(pitches[:-1])), *pitches[:-1]]
+    for i, (side, layout) in enumerate((("X", source), ("Y", target))):
+        plane, pitch = (strides[i] for _, strides in lines[:2])
+        stack, row = layout.strides[:2]
         macros |= {f"{side}STACK": stack, f"{side}ROW": row, f"{side}PLANE": plane, f"{side}PITCH": pitch}
     scales = np.ones(channels, np.float32) if scale is None else low.constant(scale)
     shifts = np.zeros(channels, np.float32) if shift is None else low.constant(shift)
