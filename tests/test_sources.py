@@ -4,6 +4,7 @@ import textwrap
 import pytest
 import torch
 
+from abridged import sources
 from abridged.errors import InputError
 from abridged.sources import call, load_data, load_for_deploy, load_model, users_line
 
@@ -112,3 +113,12 @@ def test_a_line_of_ours_is_not_the_users():
     with pytest.raises(InputError) as caught:
         call("nothing", "model")
     assert users_line(caught.value).startswith(" (test_sources.py:")
+
+
+def test_what_torchvision_itself_lacks_is_said(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("No module named 'PIL'")
+
+    monkeypatch.setattr(sources, "_torchvision_models", missing)
+    with pytest.raises(InputError, match=r"pip install --no-deps torchvision pillow \(No module named 'PIL'\)"):
+        load_model("torchvision:resnet18")

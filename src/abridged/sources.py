@@ -201,12 +201,19 @@ def import_torchvision() -> ModuleType:
 
     Importing torchvision registers fake kernels for `torchvision::nms`; without the operator that fails. The two
     missing operators are declared (never defined: no classification network calls them), in a FRAGMENT."""
+    try:
+        return _torchvision_models()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"torchvision:NAME needs torchvision: pip install --no-deps torchvision pillow ({error})"
+        ) from None
+
+
+def _torchvision_models() -> ModuleType:
     import torch
 
     try:
         return importlib.import_module("torchvision.models")
-    except ModuleNotFoundError as error:
-        raise InputError(f"torchvision:NAME needs torchvision: pip install --no-deps torchvision ({error})") from None
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
