@@ -1,5 +1,6 @@
 """Target `native`: what it compiles equals the oracle, on any number of threads, and refuses what it should."""
 
+import importlib
 import threading as python_threads
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,16 @@ def test_every_pass_is_optional(without: str) -> None:
     graph = capture(Block(5, 3, nn.SiLU()).eval(), x)
     (out,) = without_passes(graph, [without], (x,))
     assert np.abs(out - interpret(graph, x, dtype=torch.float64).detach().numpy()).max() < 1e-5
+
+
+def test_it_is_tuned_for_the_threads_that_it_is_built_for(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, fast_builds: None
+) -> None:
+    asked = []
+    native = importlib.import_module("abridged.targets.native")  # its name in the package is the table's entry
+    monkeypatch.setattr(native, "tune", lambda plan, build, machine, threads, *_: (asked.append(threads), plan)[1])
+    targets.build(capture(network, torch.zeros(1, 3, 33, 29)), "native", threads=3).close()
+    assert asked == [3]
 
 
 def test_tuning_is_remembered(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -83,7 +84,8 @@ def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str)
             f"{ms_text(samples.median)} a call on {threads} of {cpu_name()} (median of {samples.runs}, spread "
             f"{samples.spread:.0%})"
         )
-    after = [TARGETS[artifact.target]().usage.format(folder)]
+    typed = shlex.quote(str(folder))
+    after = [TARGETS[artifact.target]().usage.format(typed)]
     if not artifact.stands_in:
-        after += [f"abridged measure {folder} --against {model}", f'ab.load("{folder}")(x) in Python']
+        after += [f"abridged measure {typed} --against {model}", f'ab.load("{folder}")(x) in Python']
     return "\n".join([*lines, "Next: " + "\n      ".join(filter(None, after))])

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """How one runtime's files are written and run. `options` names every option of `write` with its default."""
+    """How one runtime's files are written and run. `options` names every option of `write` with its default; beside them
+    `write` gets "threads", for how many the artifact is built."""
 
     write: Callable[[Graph, Path, Mapping[str, Any]], None]  # the files, into an empty directory
     start: Callable[[Path, Manifest, int], Engine]  # directory, verified manifest, threads
@@ -98,7 +99,7 @@ def build(
     folder = own / target if own else vacant(Path(out or "."), force)
     try:
         with files.directory_atomic(folder) as fresh:
-            entry.write(graph, fresh, chosen)
+            entry.write(graph, fresh, {**chosen, "threads": count})
             manifest = write_manifest(fresh, target, graph, chosen, entry.packages)
             artifact = Artifact(fresh, manifest, (entry.rehearse or entry.start)(fresh, manifest, count), count)
             with artifact.closed_on_error():

@@ -31,7 +31,7 @@ from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, refusing, thread_count
+from abridged.targets.artifact import Array, Engine, Manifest, Signature, random_inputs, refusing
 from abridged.targets.c import CEngine
 
 
@@ -85,7 +85,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         outputs = [np.empty(port.shape, port.dtype) for port in signature.outputs]
         kernels = hashlib.sha256((preamble() + repr(families())).encode()).hexdigest()
         machine = " ".join((cpu_name(), compiler_version(compiler), *flags, kernels))
-        chosen = tune(chosen, build, machine, thread_count(None), inputs, outputs)
+        chosen = tune(chosen, build, machine, options["threads"], inputs, outputs)
     build(chosen, directory)
     files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
     files.write_atomic(directory / "cpu.txt", " ".join(needed).encode())
