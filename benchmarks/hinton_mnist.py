@@ -80,7 +80,7 @@ def mnist(directory: Path) -> ab.Data:
 
 def of_classes(data: ab.Data, kept: list[int]) -> ab.Data:
     """The transfer set of these digits alone; the networks are judged on all ten."""
-    return replace(data, train=data.train.rows(torch.isin(data.train.y, torch.tensor(kept))))
+    return replace(data, train=data.train.rows(torch.isin(data.train.y, torch.tensor(kept)).nonzero()[:, 0]))
 
 
 def predictions(model: nn.Module, data: ab.Data, split: str) -> tuple[Tensor, Tensor]:

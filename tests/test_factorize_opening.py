@@ -252,3 +252,27 @@ def test_every_opening_is_tested():
     cells = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "MultiheadAttention"}
     assert set(OPENINGS) == {f"torch.nn.{name}" for name in cells} | {"transformers.pytorch_utils.Conv1D"}
     assert opened(nn.Linear(2, 2))[1:] == ({}, {})
+
+
+@pytest.mark.parametrize("include", ["layers.*.linear1", "layers.1.linear2", "layers.0.self_attn.q_proj"])
+def test_one_part_of_an_encoder_layer_is_enough(include):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    kinds = [layer.activation_relu_or_gelu for layer in encoder.layers]
+    x = torch.randn(2, 5, 16)
+    thin = ab.factorize(encoder, x, rank=3, include=include)
+    assert report(thin).lines
+    assert [layer.activation_relu_or_gelu for layer in encoder.layers] == kinds
+    assert report(ab.factorize(encoder, x, "whitened", rank=3, include=include, data=torch.randn(64, 5, 16))).lines
+    with_gradients = thin(x)
+    with torch.no_grad():  # where untouched layers take torch's fused kernel
+        assert torch.allclose(thin(x), with_gradients, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).cuda()
+    data = torch.randn(64, 32)
+    thin = ab.factorize(
+        model, data[:1], ("svd", "whitened"), ratio=0.6, of="macs", data=data, cost=lambda graph: 1 / len(graph.nodes)
+    )
+    assert thin(data.cuda()).device.type == "cuda"

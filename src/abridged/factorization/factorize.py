@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from abridged import progress
 from abridged.calibration.stats import collect
+from abridged.data.batches import each
 from abridged.data.data import copied, forward
+from abridged.data.evaluate import device_of
 from abridged.errors import InputError, UnsupportedError, expect, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
 from abridged.factorization.chain import KINDS
 from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters, least
 from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
-from abridged.factorization.layers import Layer, find, put, watch
+from abridged.factorization.layers import Layer, find, put, unfused, watch
 from abridged.factorization.methods import METHODS
 from abridged.factorization.opening import Before, closed, opened
 from abridged.factorization.report import Line, Report, Structure
-from abridged.factorization.seconds import Clock
+from abridged.factorization.seconds import Clock, on_cpu
 from abridged.globs import check, listed, some
-from abridged.graph.capture import capture
 from abridged.graph.cost import cost as theory_of
 from abridged.graph.cost import known
 from abridged.progress import Say, tell
@@ -223,8 +224,9 @@ def _grams(model: nn.Module, layers: Sequence[Layer], data: object, samples: int
     names = {layer.weights[0]: layer.path for layer in layers if not isinstance(layer.module, nn.Embedding)}
     if data is None or not names:
         return {}
-    found = collect(model, data, ["gram"], names=names, samples=samples)
-    return {path: found[name]["gram"].double() for name, path in names.items()}
+    with unfused(model):
+        found = collect(model, data, ["gram"], names=names, samples=samples)
+    return {path: found[name]["gram"].to("cpu", torch.float64) for name, path in names.items()}
 
 
 def _take_apart(
@@ -248,7 +250,7 @@ def _total(model: nn.Module, example: Any, amount: Amount) -> float:
     """What a ratio is a ratio of."""
     if amount.ratio is None or amount.of == "parameters":
         return dense_parameters(model)
-    graph = capture(model, example)
+    graph = on_cpu(model, example)
     if amount.of == "seconds":
         assert amount.cost is not None
         return amount.cost(graph)
@@ -292,7 +294,7 @@ def _check_runs(thin: nn.Module, example: Any, paths: Sequence[str]) -> None:
     modes = {module: module.training for module in thin.modules()}
     try:
         with torch.no_grad():
-            forward(thin.eval(), example)
+            forward(thin.eval(), each(example, lambda x: x.to(device_of(thin))))
     except Exception as error:  # the user's forward reads layer.weight or the like
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from abridged.data.batches import each
 from abridged.data.data import forward
+from abridged.data.evaluate import device_of
 from abridged.errors import InputError
 from abridged.factorization.chain import KINDS
 from abridged.factorization.decomposition import Shape
@@ -79,8 +82,8 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[l
     handles = [layer.module.register_forward_hook(_note(layer), with_kwargs=True) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            forward(model.eval(), example)
+        with torch.no_grad(), unfused(model):
+            forward(model.eval(), each(example, lambda x: x.to(device_of(model))))
     except Exception as error:  # whatever the user's forward raises
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the model does not run on the example: {text}") from error
@@ -94,6 +97,20 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[l
     for layer in called:
         del idle[layer.path]
     return called, idle
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """torch's encoder layers call their parts for the block, in place of the fused kernel that reads weights itself."""
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    before = [getattr(module, "activation_relu_or_gelu", 0) for module in encoders]
+    for module in encoders:
+        module.activation_relu_or_gelu = 0
+    try:
+        yield
+    finally:
+        for module, kind in zip(encoders, before, strict=True):
+            module.activation_relu_or_gelu = kind
 
 
 def put(model: nn.Module, paths: Sequence[str], new: nn.Module) -> nn.Module:

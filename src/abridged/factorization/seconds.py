@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from abridged.data.batches import each
+from abridged.data.data import copied
+from abridged.data.evaluate import device_of
 from abridged.errors import InputError
 from abridged.factorization.amount import Cost
 from abridged.factorization.decomposition import Ranks
 from abridged.factorization.factoring import Factoring
 from abridged.graph.capture import capture
+from abridged.graph.graph import Graph
+
+
+def on_cpu(module: nn.Module, example: Any) -> Graph:
+    """The graph of a module, wherever it is."""
+    if device_of(module).type != "cpu":
+        module = copied(module).cpu()
+    return capture(module, each(example, lambda x: x.cpu()))
 
 
 @dataclass(eq=False)
@@ -39,7 +50,7 @@ class Clock:
             return 0.0
         key = (repr(layer.module), tuple(layer.example.shape), what)
         if key not in self._known:
-            seconds: Any = self.cost(capture(module.eval() if what else module, layer.example))
+            seconds: Any = self.cost(on_cpu(module.eval() if what else module, layer.example))
             if not isinstance(seconds, Real) or not 0 < float(seconds) < float("inf"):
                 raise InputError(f"cost must give seconds above 0, not {seconds!r}")
             self._known[key] = float(seconds)
