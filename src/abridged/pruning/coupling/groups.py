@@ -157,14 +157,20 @@ def _mask(fields: Sequence[Field], size: int) -> npt.NDArray[np.bool_]:
 
 def _groups(axes: Sequence[Units], endings: Sequence[Ending], heads: Units) -> list[Group]:
     """Units by the set of axes in which they have a place. What no sum ever ends is no channel (rows of a table)."""
-    ended = np.unique(np.concatenate([np.zeros(0, np.int64), *(ending.units for ending in endings)]))
-    present = [np.intersect1d(units, ended[ended >= 0]) for units in axes]
-    numbers = np.repeat(np.arange(len(axes)), [len(units) for units in present])
-    every = np.concatenate([np.zeros(0, np.int64), *present])
-    order = np.argsort(every, kind="stable")
-    units, starts = np.unique(every[order], return_index=True)
+    every = np.concatenate([np.zeros(0, np.int64), *axes])
+    ended = np.zeros(every.max(initial=-1) + 2, bool)
+    for ending in endings:
+        ended[ending.units] = True
+    ended[-1] = False  # what is fixed
+    numbers = np.repeat(np.arange(len(axes)), [len(units) for units in axes])
+    channels = ended[every]
+    pairs = np.unique(
+        every[channels] * len(axes) + numbers[channels]
+    )  # by unit, then by axis; one pass, since axes are many
+    every, numbers = np.divmod(pairs, max(1, len(axes)))
+    units, starts = np.unique(every, return_index=True)
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit, places in zip(units.tolist(), np.split(numbers[order], starts[1:]), strict=bool(len(units))):
+    for unit, places in zip(units.tolist(), np.split(numbers, starts[1:]), strict=bool(len(units))):
         alike[tuple(places.tolist())].append(unit)
     in_heads = set(heads.tolist())
     return [Group(np.array(units), places, units[0] in in_heads) for places, units in alike.items()]
@@ -173,9 +179,11 @@ def _groups(axes: Sequence[Units], endings: Sequence[Ending], heads: Units) -> l
 def _held(flow: Flow, parts: Units, reasons: dict[int, str]) -> list[Group]:
     """What cannot go, by axis of a constant and reason."""
     found = []
+    held = np.zeros(int(parts.max()) + 1, bool)
+    held[list(reasons)] = True
     for number, axis in enumerate(flow.axes):
         kinds = parts[axis.labels]
-        places = np.flatnonzero(np.isin(kinds, list(reasons)))
+        places = np.flatnonzero(held[kinds])
         if len(places):
             found.append(Group(places, (number,), False, reasons[int(kinds[places[0]])]))
     return found
