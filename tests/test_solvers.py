@@ -315,6 +315,32 @@ def test_reestimate_sets_what_training_on_one_batch_would():
     assert not model.training
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_left_of_a_dead_row_is_the_shift_of_its_norm(seed):
+    torch.manual_seed(seed)  # statistics that are far from those of the data, as before any training
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten()
+    net = nn.Sequential(*layers, nn.Linear(8 * 36, 4)).eval()
+    nn.init.uniform_(net[1].bias, 0.1, 0.9)
+    x = torch.randn(8, 3, 8, 8)
+    data = ab.Data((x, None), (x, None))
+    masks = ab.prune(
+        net,
+        0.5,
+        pattern="row",
+        allocation="uniform",
+        solver="least-squares",
+        reestimate=True,
+        data=data,
+        samples=8,
+        say=None,
+    )
+    dead = ~masks["0.weight"].flatten(1).any(1)
+    assert dead.any()
+    with torch.no_grad():
+        rows = net[:2](x)[:, dead].movedim(1, -1)
+    torch.testing.assert_close(rows, net[1].bias.detach()[dead].expand(rows.shape), atol=1e-3, rtol=0)
+
+
 def test_reestimating_an_unpruned_network_changes_nothing():
     model, x = made("2d")
     before = copy.deepcopy(model.state_dict())

@@ -211,7 +211,13 @@ class _Repair:
         gram, cross, now, before = _products(site, meetings, bias is not None or normed, self.samples)
         old = site.matrix(site.parameter.detach()).double()
         mask = site.matrix(self.masks[site.name].to(old.device))
-        new, kept = self.solver(Problem(old, mask, gram, cross, self.free))
+        try:
+            new, kept = self.solver(Problem(old, mask, gram, cross, self.free))
+        except torch.linalg.LinAlgError:
+            raise InputError(
+                f"{site.name}: its inputs hardly differ on this data, and do not say what to solve for: give more samples, or"
+                " exclude it"
+            ) from None
         new = new.to(site.parameter.dtype)
         if not bool(new.isfinite().all()):
             raise InputError(f"{site.name}: no finite solution; its weights or inputs are too large for its type")
@@ -246,12 +252,15 @@ def _products(site: Site, meetings: Meetings, centred: bool, samples: int) -> tu
     cross: Any = 0
     now: Any = 0
     before: Any = 0
-    rows = 0
+    rows, middle = 0, (torch.zeros(()), torch.zeros(()))
     for turn, (dense, current) in enumerate(meetings):
         step = _step(module, current, samples)
         some = slice(turn % step, None, step)  # other lines in each batch, so that borders count as much as they should
         for pair in zip(*(columns(module, x, only=some) for x in (dense, current)), strict=True):
             old, new = (part.float() if part.element_size() < 4 else part for part in pair)
+            if centred:  # near the mean first, or single precision loses the deviations from a large one
+                middle = middle if rows else (old.mean(1, keepdim=True), new.mean(1, keepdim=True))
+                old, new = old - middle[0], new - middle[1]
             gram, cross = gram + (new.mT @ new).double(), cross + (new.mT @ old).double()
             now, before = now + new.sum(1).double(), before + old.sum(1).double()
             rows += old.shape[1]
@@ -264,6 +273,7 @@ def _products(site: Site, meetings: Meetings, centred: bool, samples: int) -> tu
         gram = gram - rows * now[:, :, None] * now[:, None, :]
         cross = cross - rows * now[:, :, None] * before[:, None, :]
         gram, cross = gram + noise, cross + noise
+        before, now = (mean + near.double()[:, 0] for mean, near in zip((before, now), middle, strict=True))
     return gram, cross, now, before
 
 
@@ -298,12 +308,13 @@ def _moments(meetings: Meetings) -> tuple[Tensor, Tensor]:
 
 
 def _shift(norm: nn.Module, now: Tensor, before: Tensor) -> None:
-    """Running statistics follow what pruning changed: mean + (E[x̂] − E[x]), variance · Var[x̂] / Var[x].
+    """Running statistics follow what pruning changed: μ̂ = E[x̂] + (μ − E[x]) · √r and v̂ = v · r with r = Var[x̂] / Var[x].
 
-    Relative to the dense network's, because its own statistics are of other samples, augmented ones, and many more."""
+    Relative to the dense network's, because its own statistics are of other samples, augmented ones, and many more: what
+    they are off by, in standard deviations, stays. Of a channel that has become constant the answer is the norm's shift."""
     old = [statistic.double() for statistic in _running(norm)]
     ratio = torch.where(before[2] > TINY, now[2] / before[2].clamp(min=TINY), torch.ones_like(now[2]))
-    _write(norm, old[0] + now[1] - before[1], old[1] * ratio)
+    _write(norm, now[1] + (old[0] - before[1]) * ratio.sqrt(), old[1] * ratio)
 
 
 def _write(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
