@@ -453,3 +453,18 @@ def test_the_step_of_a_recipe_repairs_on_its_own_data(tmp_path):
     options = Prune(sparsity=0.5, schedule="one-shot", epochs=0, solver="least-squares", reestimate=True)
     outcome = remove(Work(model, copy.deepcopy(model), data, seed=0), options, tmp_path / "checkpoint")
     assert "repaired by least-squares: 3 of 3 weights" in outcome.notes
+
+
+def test_what_cannot_be_solved_is_one_line_and_restores_the_model(monkeypatch):
+    def singular(problem):
+        torch.linalg.cholesky(torch.zeros(2, 2))
+
+    monkeypatch.setitem(SOLVERS._entries, "least-squares", singular)
+    net = nn.Sequential(nn.Linear(4, 3))
+    before = net[0].weight.detach().clone()
+    x = torch.randn(8, 4)
+    with pytest.raises(
+        InputError, match=r"^0.weight: its inputs hardly differ on this data.*more samples, or exclude it"
+    ):
+        ab.prune(net, 0.5, solver="least-squares", data=ab.Data((x, None), (x, None)))
+    assert torch.equal(net[0].weight, before)

@@ -213,7 +213,7 @@ class _Repair:
         mask = site.matrix(self.masks[site.name].to(old.device))
         try:
             new, kept = self.solver(Problem(old, mask, gram, cross, self.free))
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             raise InputError(
                 f"{site.name}: its inputs hardly differ on this data, and do not say what to solve for: give more samples, or"
                 " exclude it"
