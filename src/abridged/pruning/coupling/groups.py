@@ -164,9 +164,8 @@ def _groups(axes: Sequence[Units], endings: Sequence[Ending], heads: Units) -> l
     ended[-1] = False  # what is fixed
     numbers = np.repeat(np.arange(len(axes)), [len(units) for units in axes])
     channels = ended[every]
-    pairs = np.unique(
-        every[channels] * len(axes) + numbers[channels]
-    )  # by unit, then by axis; one pass, since axes are many
+    # By unit, then by axis, in one pass: axes are many.
+    pairs = np.unique(every[channels] * len(axes) + numbers[channels])
     every, numbers = np.divmod(pairs, max(1, len(axes)))
     units, starts = np.unique(every, return_index=True)
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
