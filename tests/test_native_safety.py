@@ -109,6 +109,11 @@ def test_a_cpu_that_nobody_knows(graph: Graph, tmp_path: Path) -> None:
         targets.build(graph, "native", tmp_path / "net", cpu="z80")
 
 
+def test_a_bare_device_gets_sources(graph: Graph) -> None:
+    with pytest.raises(InputError, match="'cortex-m4' has no system that loads a library; deploy to target 'c'"):
+        targets.build(graph, "native", cpu="cortex-m4")
+
+
 # ---- files ----
 
 
@@ -210,6 +215,15 @@ def test_a_compilers_failure_shows_its_first_error_and_the_sources(graph: Graph,
     assert {"model.c", "model.h", "weights.bin", "threads.c"} <= set(os.listdir(kept))
     shutil.rmtree(kept)
     assert not (tmp_path / "net").exists()
+
+
+def test_a_linkers_failure_shows_its_own_words(graph: Graph, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-cc"
+    broken.write_text(f'#!/bin/sh\nexec {find_compiler()[0]} "$@" -lnowhere\n')
+    broken.chmod(0o755)
+    with pytest.raises(CompilerError, match=r"nowhere.*; the sources are in (\S+)$") as caught:
+        targets.build(graph, "native", tmp_path / "net", cc=str(broken), tune=False)
+    shutil.rmtree(str(caught.value).rpartition(" ")[2])
 
 
 # ---- threads ----

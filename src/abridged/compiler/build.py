@@ -168,6 +168,7 @@ def run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
-        first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+        told = (line for line in lines if "error" in line and not line.startswith("collect2"))  # which only sums up ld
+        first = next(told, lines[0] if lines else "no message")
         raise CompilerError(f"{command[0]} failed: {first.strip()}")
     return done.stdout

@@ -30,6 +30,11 @@ class Cpu:
         """Whether this machine is of another kind."""
         return self.machine not in ("", this_machine())
 
+    @property
+    def bare(self) -> bool:
+        """Whether no operating system is there that could load a library."""
+        return self.machine == "arm"
+
 
 CPUS: Table[Cpu] = Table("CPU")
 

@@ -22,11 +22,13 @@ from abridged.compiler.build import (
     require_cpu_named,
     vector_registers,
 )
+from abridged.compiler.cpus import cpu_named
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library, LibraryError, require_cpu
 from abridged.compiler.pipeline import plan
 from abridged.compiler.plan import Plan
 from abridged.compiler.tune import tune
+from abridged.errors import InputError
 from abridged.graph.graph import Graph
 from abridged.graph.structure import flatten
 from abridged.kernels import families, preamble
@@ -66,6 +68,8 @@ class NativeEngine:
 
 
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
+    if cpu_named(options["cpu"]).bare:
+        raise InputError(f"cpu '{options['cpu']}' has no system that loads a library; deploy to target 'c'")
     compiler = find_compiler(options["cc"], options["cpu"])
     flags = machine_flags(compiler, options["cpu"])
     needed = require_cpu_named(options["cpu"], compiler, flags)
