@@ -105,7 +105,7 @@ def test_deploy_measure_and_report(project, command):  # noqa: F811
     first, equal, speed, after, *_ = out.splitlines()
     assert re.fullmatch(r"net: [\d.]+ kB for target onnxruntime, [\d.]+ kB of them model\.onnx", first)
     assert re.fullmatch(r"Equals PyTorch: off by \S+ at most, where \S+ is allowed", equal)
-    assert re.fullmatch(r"[\d.]+ ms a call on 1 thread of .+ \(median of \d+, spread \d+%\)", speed)
+    assert re.fullmatch(r"[\d.]+ ms a call on 1 thread of .+ \(median of \d+ runs, spread \d+%\)", speed)
     assert after == "Next: abridged measure net --against strangers_net:Net"
     status, out, _ = command(
         "measure",

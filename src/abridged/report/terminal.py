@@ -81,7 +81,7 @@ def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str)
         samples = artifact.latency(0.5)
         threads = f"{artifact.threads} thread{'s' * (artifact.threads > 1)}"
         lines.append(
-            f"{ms_text(samples.median)} a call on {threads} of {cpu_name()} (median of {samples.runs}, spread "
+            f"{ms_text(samples.median)} a call on {threads} of {cpu_name()} (median of {samples.runs} runs, spread "
             f"{samples.spread:.0%})"
         )
     typed = shlex.quote(str(folder))
