@@ -1,11 +1,11 @@
-"""One arena for all buffers: those that live at the same time do not overlap."""
+"""One arena for all buffers: those that live at the same time do not overlap, but for sums that are made in place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from abridged.compiler.plan import SLACK, Mask, Plan, rounded
+from abridged.compiler.plan import SLACK, Mask, Plan, Step, rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ _ORDERS: tuple[Callable[[_Life], tuple[int, ...]], ...] = (
 
 def plan_memory(plan: Plan, reuse: bool = True) -> Plan:
     """Give every buffer and mask its offset: each at the lowest that is free for its whole life, in the best order tried."""
-    lives = _lives(plan, reuse)
-    offsets, end = min((_placed(sorted(lives, key=order)) for order in _ORDERS), key=lambda placed: placed[1])
+    lives, roots = _lives(plan, reuse)
+    places, end = min((_placed(sorted(lives, key=order)) for order in _ORDERS), key=lambda placed: placed[1])
+    offsets = {name: places[root] for name, root in roots.items()}
     masks: dict[Mask, int] = {}
     for step in plan.steps:
         if step.mask is not None and step.mask not in masks:
@@ -51,17 +52,35 @@ def _placed(lives: Sequence[_Life]) -> tuple[dict[str, int], int]:
     return {life.buffer: start for start, life in placed}, max((at + life.size for at, life in placed), default=0)
 
 
-def _lives(plan: Plan, reuse: bool) -> list[_Life]:
-    """Each buffer from the first step that writes it to the last that reads it; what is never read dies as it is born."""
+def _lives(plan: Plan, reuse: bool) -> tuple[list[_Life], dict[str, str]]:
+    """Each buffer from the first step that writes it to the last that reads it (what is never read dies as it is born),
+    and by what name: those that follow each other in place have one life."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for i, step in enumerate(plan.steps):
         first.setdefault(step.write.buffer, i)
         for layout in (step.write, *step.reads, *([step.residual] if step.residual else [])):
             last[layout.buffer] = i
-    end = len(plan.steps)
-    return [
-        _Life(name, rounded(size) + SLACK, first[name] if reuse else 0, last[name] if reuse else end)
-        for name, size in plan.sizes.items()
-        if name in first
-    ]
+    used = [name for name in plan.sizes if name in first]
+    roots = {name: name for name in used}
+    for i, step in enumerate(plan.steps if reuse else ()):
+        under = _in_place(step, plan)
+        if under is not None and first[step.write.buffer] == i == last[under]:
+            roots[step.write.buffer] = roots[under]
+    lives = []
+    for root in dict.fromkeys(roots.values()):
+        names = [name for name in used if roots[name] == root]
+        start, end = min(first[name] for name in names), max(last[name] for name in names)
+        size = rounded(max(plan.sizes[name] for name in names)) + SLACK
+        lives.append(_Life(root, size, *((start, end) if reuse else (0, len(plan.steps)))))
+    return lives, roots
+
+
+def _in_place(step: Step, plan: Plan) -> str | None:
+    """The residual's buffer if a step may write its sum over it: each element is read just before it is written."""
+    residual, write = step.residual, step.write
+    if residual is None or not {residual.buffer, write.buffer} <= plan.sizes.keys():
+        return None
+    read_otherwise = residual.buffer in (layout.buffer for layout in step.reads)
+    alike = (residual.origin, residual.strides, residual.type) == (write.origin, write.strides, write.type)
+    return residual.buffer if alike and not read_otherwise else None
