@@ -11,7 +11,8 @@ macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
   - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
-  - {NV: 8, K: 128, ROWS: 256, SUMS: 1}
+  - {NV: 7, K: 96, ROWS: 256, SUMS: 1}
+  - {NV: 4, K: 255, ROWS: 256, SUMS: 2}
 --- */
 /* An input is one tap of one channel. Channels are cut into PANELS of nearly equal size with at most K inputs each, the first
  * LARGE of them one channel larger. Packed weights: starts (uint32, by group, panel and piece of ROWS rows), values (float),
@@ -25,6 +26,9 @@ tiles:
 #define PANELS ((C + MOST - 1) / MOST)
 #define CHANNELS ((C + PANELS - 1) / PANELS)
 #define LARGE (C - PANELS * (CHANNELS - 1))
+
+#define COPIED (T > 1)
+#define EARLY 6 /* rows whose residuals are on their way */
 
 struct NAME(weights) {
     const float *values;
@@ -40,26 +44,28 @@ INLINE void NAME(copy)(float *panel, const float *x, long channels, int n)
             for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));
 }
 
-INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *panel, float *rest, long first, long p,
-                      int n, int begins, int ends)
+/* `in`: the panel, whose inputs lie `apart` floats from each other. */
+INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *in, long apart, float *rest, long first,
+                      long early, long p, int n, int begins, int ends)
 {
-    const int row = *w->order++, count = *w->counts++;
+    const int row = *w->order, count = *w->counts++;
     float *own = rest + row * (WIDE * LANES);
     V sum[SUMS][WIDE];
     int i = 0;
 
-    if (ends) NAME(expect)(a, first + row, p, n);
+    if (ends) NAME(expect)(a, first + w->order[early], p, n);
+    w->order++;
     for (int j = 0; j < n; j++) sum[0][j] = begins ? v_set(0.0f) : v_load(own + j * LANES);
     for (int s = 1; s < SUMS; s++)
         for (int j = 0; j < n; j++) sum[s][j] = v_set(0.0f);
     for (; i + SUMS <= count; i += SUMS)
         for (int s = 0; s < SUMS; s++) {
-            const float *in = panel + w->indices[i + s] * (long)(n * LANES);
-            for (int j = 0; j < n; j++) sum[s][j] += w->values[i + s] * v_load(in + j * LANES);
+            const float *from = in + w->indices[i + s] * apart;
+            for (int j = 0; j < n; j++) sum[s][j] += w->values[i + s] * v_load(from + j * LANES);
         }
     for (; SUMS > 1 && i < count; i++) {
-        const float *in = panel + w->indices[i] * (long)(n * LANES);
-        for (int j = 0; j < n; j++) sum[0][j] += w->values[i] * v_load(in + j * LANES);
+        const float *from = in + w->indices[i] * apart;
+        for (int j = 0; j < n; j++) sum[0][j] += w->values[i] * v_load(from + j * LANES);
     }
     for (int s = 1; s < SUMS; s++)
         for (int j = 0; j < n; j++) sum[0][j] += sum[s][j];
@@ -72,7 +78,8 @@ INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float
 
 INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, int n)
 {
-    _Alignas(64) float panel[CHANNELS * T * WIDE * LANES], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
+    static const int32_t taps[T] = TAPS;
+    _Alignas(64) float panel[COPIED ? CHANNELS * T * WIDE * LANES : 1], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
     const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW + p;
@@ -84,9 +91,11 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
         const long channels = CHANNELS - (k >= LARGE), unit = group * PANELS + k, at = unit * O + first;
         const uint32_t start = starts[unit * PIECES + piece];
         struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
-        NAME(copy)(panel, x, channels, n);
+        const float *in = COPIED ? panel : x + taps[0];
+        if (COPIED) NAME(copy)(panel, x, channels, n);
         for (long i = 0; i < rows; i++)
-            NAME(row)(a, &w, panel, rest, group * O + first, p, n, k == 0, k == PANELS - 1);
+            NAME(row)(a, &w, in, COPIED ? n * LANES : XROW, rest, group * O + first, i + EARLY < rows ? EARLY : 0, p, n,
+                      k == 0, k == PANELS - 1);
         x += channels * XROW;
     }
 }
