@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from models import network
+from native_checks import agrees
 from torch import nn
 
 import abridged as ab
@@ -327,6 +328,35 @@ def test_the_pool_has_no_race(tmp_path: Path) -> None:
 
 
 # ---- what it promises of size and time ----
+
+
+class Sums(nn.Module):
+    """A chain of residual blocks; `again`: the first one's input is wanted once more at the end."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again = again
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, size, padding=size // 2) for size in (3, 1, 3, 1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        start = y = self.layers[0](x).relu()
+        for layer in (self.layers[1], self.layers[3]):
+            y = (y + self.layers[2](layer(y).relu())).relu()
+        y = y + self.layers[4](y)  # the convolution reads its neighbours
+        return y + start if self.again else y
+
+
+@pytest.mark.parametrize(("again", "wanted"), [(False, [True, True, False]), (True, [False, True, False])])
+def test_sums_are_written_over_residuals_that_nobody_reads_again(again: bool, wanted: list[bool]) -> None:
+    module, x = Sums(again).eval(), torch.randn(2, 8, 9, 7)
+    agrees(module, x)
+    found = plan(capture(module, x))
+    over = [
+        found.offsets.get(step.write.buffer) == found.offsets[step.residual.buffer]
+        for step in found.steps
+        if step.residual is not None
+    ]
+    assert over == wanted
 
 
 def live(graph: Graph, chosen: Plan) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from abridged.compiler.plan import SLACK, Mask, Plan, Step, rounded
@@ -28,8 +28,13 @@ _ORDERS: tuple[Callable[[_Life], tuple[int, ...]], ...] = (
 
 def plan_memory(plan: Plan, reuse: bool = True) -> Plan:
     """Give every buffer and mask its offset: each at the lowest that is free for its whole life, in the best order tried."""
-    lives, roots = _lives(plan, reuse)
-    places, end = min((_placed(sorted(lives, key=order)) for order in _ORDERS), key=lambda placed: placed[1])
+    lives = {life.buffer: life for life in _lives(plan, reuse)}
+    roots = _in_place(plan, lives) if reuse else {name: name for name in lives}
+    merged = [
+        _merged(root, [life for name, life in lives.items() if roots[name] == root])
+        for root in dict.fromkeys(roots.values())
+    ]
+    places, end = min((_placed(sorted(merged, key=order)) for order in _ORDERS), key=lambda placed: placed[1])
     offsets = {name: places[root] for name, root in roots.items()}
     masks: dict[Mask, int] = {}
     for step in plan.steps:
@@ -52,35 +57,38 @@ def _placed(lives: Sequence[_Life]) -> tuple[dict[str, int], int]:
     return {life.buffer: start for start, life in placed}, max((at + life.size for at, life in placed), default=0)
 
 
-def _lives(plan: Plan, reuse: bool) -> tuple[list[_Life], dict[str, str]]:
-    """Each buffer from the first step that writes it to the last that reads it (what is never read dies as it is born),
-    and by what name: those that follow each other in place have one life."""
+def _lives(plan: Plan, reuse: bool) -> list[_Life]:
+    """Each buffer from the first step that writes it to the last that reads it; what is never read dies as it is born."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for i, step in enumerate(plan.steps):
         first.setdefault(step.write.buffer, i)
         for layout in (step.write, *step.reads, *([step.residual] if step.residual else [])):
             last[layout.buffer] = i
-    used = [name for name in plan.sizes if name in first]
-    roots = {name: name for name in used}
-    for i, step in enumerate(plan.steps if reuse else ()):
-        under = _in_place(step, plan)
-        if under is not None and first[step.write.buffer] == i == last[under]:
-            roots[step.write.buffer] = roots[under]
-    lives = []
-    for root in dict.fromkeys(roots.values()):
-        names = [name for name in used if roots[name] == root]
-        start, end = min(first[name] for name in names), max(last[name] for name in names)
-        size = rounded(max(plan.sizes[name] for name in names)) + SLACK
-        lives.append(_Life(root, size, *((start, end) if reuse else (0, len(plan.steps)))))
-    return lives, roots
+    end = len(plan.steps)
+    return [
+        _Life(name, rounded(size) + SLACK, first[name] if reuse else 0, last[name] if reuse else end)
+        for name, size in plan.sizes.items()
+        if name in first
+    ]
 
 
-def _in_place(step: Step, plan: Plan) -> str | None:
-    """The residual's buffer if a step may write its sum over it: each element is read just before it is written."""
-    residual, write = step.residual, step.write
-    if residual is None or not {residual.buffer, write.buffer} <= plan.sizes.keys():
-        return None
-    read_otherwise = residual.buffer in (layout.buffer for layout in step.reads)
-    alike = (residual.origin, residual.strides, residual.type) == (write.origin, write.strides, write.type)
-    return residual.buffer if alike and not read_otherwise else None
+def _in_place(plan: Plan, lives: Mapping[str, _Life]) -> dict[str, str]:
+    """Each buffer's root: the first of those that follow each other in one place, every next one written over the residual
+    that it is the sum of. Each element of a residual is read just before it is written, and by nobody else."""
+    roots = {name: name for name in lives}
+    for i, step in enumerate(plan.steps):
+        residual, write = step.residual, step.write
+        if residual is None or not {residual.buffer, write.buffer} <= lives.keys():
+            continue
+        alike = (residual.origin, residual.strides, residual.type) == (write.origin, write.strides, write.type)
+        alone = residual.buffer not in (layout.buffer for layout in step.reads)
+        if alike and alone and lives[residual.buffer].last == i == lives[write.buffer].first:
+            roots[write.buffer] = roots[residual.buffer]
+    return roots
+
+
+def _merged(root: str, lives: Sequence[_Life]) -> _Life:
+    """One life for buffers in one place."""
+    size, first, last = max(x.size for x in lives), min(x.first for x in lives), max(x.last for x in lives)
+    return _Life(root, size, first, last)

@@ -3,7 +3,7 @@ family: rows_csr_panels
 op: conv
 format: csr_panels
 dtype: f32
-doc: non-zeros alone, K inputs at a time, which are first copied side by side so that all rows find them in the nearest cache.
+doc: non-zeros alone, K inputs at a time, so that all rows find them in the nearest cache.
 with: rows.h
 rank: 1
 hosted: true
@@ -20,7 +20,10 @@ tiles:
  * that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
  * then foresees where each ends. A row's weights take turns with SUMS sets of sums, which would otherwise wait for each other.
  * Between two panels the rows' sums rest in memory of the thread's own. A unit of work is one piece of rows of one block of
- * positions. */
+ * positions.
+ *
+ * A single tap is read where it lies. Several are first copied side by side: most lie across two cache lines, and would be
+ * loaded twice by every row. */
 #define PIECES ((O + ROWS - 1) / ROWS)
 #define MOST (K / T)
 #define PANELS ((C + MOST - 1) / MOST)
