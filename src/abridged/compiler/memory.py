@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from abridged.compiler.plan import SLACK, Mask, Plan, Step, rounded
+from abridged.compiler.plan import SLACK, Mask, Plan, rounded
 
 
 @dataclass(frozen=True, slots=True)
