@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import abridged as ab
 from abridged.data import Data
 from abridged.errors import InputError, UnsupportedError
 from abridged.pruning.collect import Collector
@@ -368,3 +369,15 @@ def test_second_derivatives_pass_through_attention(criterion):
     x, y = torch.randn(6, 3, 8), torch.arange(6) % 2
     masks = prune(model, 0.5, criterion=criterion, data=Data((x, y), (x, y), (x, y)), say=None)
     assert masks.sparsity == 0.5
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "obd", "snip", "grasp", "synflow"])
+def test_a_module_that_stands_at_two_places_and_a_tied_weight_come_out_as_they_went_in(criterion):
+    shared, tied = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6, bias=False)
+    tied.weight = shared.weight
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), shared, torch.nn.ReLU(), shared, tied, torch.nn.Linear(6, 3))
+    before = {name: id(parameter) for name, parameter in net.named_parameters(remove_duplicate=False)}
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    ab.prune(net, 0.5, criterion=criterion, data=ab.Data((x, y), (x, y)), samples=8, say=None)
+    assert {name: id(parameter) for name, parameter in net.named_parameters(remove_duplicate=False)} == before
+    assert int(shared.weight.count_nonzero()) < 36

@@ -117,10 +117,17 @@ class _Call:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.buffers = buffers
         self.state = {**{name: p.detach() for name, p in model.named_parameters()}, **buffers}
+        # A parameter's names in other modules; torch's own tying breaks a module that stands at two places.
+        first = {id(p): name for name, p in model.named_parameters()}
+        owned = (
+            (f"{path}.{key}".lstrip("."), p) for path, m in model.named_modules() for key, p in m._parameters.items()
+        )
+        self.twins = {name: first[id(p)] for name, p in owned if p is not None and first[id(p)] != name}
 
     def __call__(self, weights: ByName, x: Any, state: ByName | None = None) -> Any:
         given = {**(self.buffers if state is None else state), **weights}
-        return functional_call(self.model, given, x if isinstance(x, tuple) else (x,))
+        given |= {twin: given[name] for twin, name in self.twins.items() if name in given}
+        return functional_call(self.model, given, x if isinstance(x, tuple) else (x,), tie_weights=False)
 
 
 @contextmanager
