@@ -62,6 +62,19 @@ def test_include_and_exclude_choose_groups():
     assert any(line.startswith("left by include and exclude: 0.weight") for line in masks.summary)
 
 
+def test_channels_that_no_parameter_makes_are_left_alone():
+    net = Layers(
+        lambda m, x: m.out(torch.relu(m.a(x) + m.b(m.table))), a=nn.Linear(3, 6), b=nn.Linear(4, 6), out=nn.Linear(6, 2)
+    )
+    net.register_buffer("table", torch.randn(1, 4))
+    masks = ab.prune(net, 0.5, pattern="channel", example=torch.randn(5, 3), say=None)
+    assert "a.weight" in masks
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(ab.shrink(net, x, say=None)(x), net(x))
+    with pytest.raises(InputError, match=r"left by include and exclude: a\.weight"):
+        ab.prune(net, 0.5, pattern="channel", example=torch.randn(5, 3), exclude=["*"])
+
+
 def test_groups_that_rounding_keeps_whole_are_named():
     left, masks = halved(cnn(), sparsity=0.5, round_to=6)
     assert left == [6, 6]

@@ -164,7 +164,8 @@ def channels(
     makers = {number: makers_of(coupling, group) for number, group in enumerate(coupling.groups)}
     names = (key for constant in coupling.graph.constants.values() for key in constant.keys)
     check(names, (*include, *exclude), "parameter and no module that has one")
-    kind = [n for n, group in enumerate(coupling.groups) if group.heads or not heads]
+    # What no parameter makes, such as a table of coordinates that a layer reads, is not pruned.
+    kind = [n for n, group in enumerate(coupling.groups) if makers[n] and (group.heads or not heads)]
     chosen = [n for n in kind if matches(makers[n], include) and not matches(makers[n], exclude)]
     narrow = [n for n in chosen if len(coupling.groups[n].units) <= round_to > 1]
     apart = {
