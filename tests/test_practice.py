@@ -1,6 +1,5 @@
 """Practice: real artifacts beside PyTorch; every number is measured, on the same inputs, with the same threads."""
 
-import copy
 import json
 import subprocess
 from pathlib import Path
@@ -120,11 +119,12 @@ def test_observing_in_this_process(artifact: Artifact, monkeypatch: pytest.Monke
     assert observe(artifact.path, 1).peak_memory is None
 
 
-def test_an_artifact_that_does_not_load_says_so_in_one_line(tmp_path: Path, artifact: Artifact) -> None:
-    broken = copy.copy(artifact)
-    broken.path = tmp_path
+def test_an_artifact_that_does_not_load_says_so_in_one_line(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "path", tmp_path)
     with pytest.raises(GateError, match=r"does not run in a fresh process: .*not an artifact") as error:
-        measure_fresh(broken)
+        measure_fresh(artifact)
     assert "\n" not in str(error.value)
 
 
