@@ -39,16 +39,17 @@ def course(value: Course, name: str) -> Callable[[float], float]:
         return value
     if isinstance(value, Mapping):
         ((shape, ends),) = value.items() if len(value) == 1 else ((None, None),)
-        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or not all(map(_number, ends)):
+        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or not all(map(is_number, ends)):
             raise InputError(f"{name} must be a number, or {{linear: [from, to]}} or cosine, not {dict(value)}")
         way, (start, end) = SHAPES[str(shape)], ends
         return lambda t: start + (end - start) * way(t)
-    if not _number(value):
+    if not is_number(value):
         raise InputError(f"{name} must be a number, or {{linear: [from, to]}} or cosine, not {value!r}")
     return lambda t: value
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or numpy, and no truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -75,10 +76,10 @@ def _checked(value: Course, name: str, sound: Callable[[float], bool], rule: str
 
     def at(t: float) -> float:
         number = way(t)
-        if not _number(number):
+        if not is_number(number):
             raise InputError(f"{name} at t = {t:g} must be a number, not {number!r}")
         if not sound(number):
-            raise InputError(f"{rule}, not {number}" + ("" if _number(value) else f" (at t = {t:g})"))
+            raise InputError(f"{rule}, not {number}" + ("" if is_number(value) else f" (at t = {t:g})"))
         return number
 
     for t in GRID:
@@ -94,4 +95,4 @@ def told(value: Course) -> str:
     """
     if isinstance(value, Mapping):
         return ", ".join(f"{shape} {ends[0]:g} → {ends[1]:g}" for shape, ends in value.items())
-    return f"{value:g}" if _number(value) else getattr(value, "__qualname__", type(value).__name__)
+    return f"{value:g}" if is_number(value) else getattr(value, "__qualname__", type(value).__name__)

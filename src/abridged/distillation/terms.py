@@ -6,9 +6,9 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
+from abridged.distillation.courses import is_number
 from abridged.distillation.losses import LOSSES
 from abridged.distillation.table import Needs, needs
 from abridged.errors import InputError, nearest
@@ -106,4 +106,4 @@ def _complete(term: Term, layers: Layers | None) -> Term:
 
 def finite(value: Any) -> bool:
     """Whether it is a plain number, neither NaN nor infinite."""
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
