@@ -13,7 +13,7 @@ from abridged.factorization.decomposition import AXES, METHODS, Decomposition, K
 
 SWEEPS, SETTLED = 100, 1e-4  # of ALS: at most, and the relative gain per sweep below which it has settled
 EXACT = 1e-12  # the share of ‖W‖² below which an error is none
-RESTARTS = 3
+STARTS = 3
 RIDGE = 1e-10  # of the mean diagonal: keeps the normal equations solvable when two components become parallel
 
 
@@ -29,13 +29,13 @@ def cp(weight: Tensor, gram: Tensor | None = None) -> Decomposition:
         raise UnsupportedError("cp needs a kernel larger than 1; for a matrix use svd")
     outputs, inputs, *k = weight.shape
     limit = math.prod(weight.shape) // max(weight.shape)  # a rank that always suffices
-    fitted = cache(lambda rank: als(weight, rank))
+    once = cache(lambda rank: als(weight, rank, starts=1))
 
-    def error(ranks: Ranks) -> float:
-        return float((weight - from_factors(fitted(*ranks))).square().sum())
+    def error(ranks: Ranks) -> float:  # of one start: a bound
+        return float((weight - from_factors(once(*ranks))).square().sum())
 
     def kernels(ranks: Ranks) -> Kernels:
-        out, into, *axes = fitted(*ranks)
+        out, into, *axes = als(weight, *ranks)
         shaped = shapes(ranks)
         middle = [factor.T.reshape(shape) for factor, shape in zip(axes, shaped[1:-1], strict=True)]
         return into.T.reshape(shaped[0]), *middle, out.reshape(shaped[-1])
@@ -48,13 +48,13 @@ def cp(weight: Tensor, gram: Tensor | None = None) -> Decomposition:
     return Decomposition(("reduce", *AXES[len(k)], "expand"), (limit,), shapes, kernels, error, tries=8)
 
 
-def als(tensor: Tensor, rank: int) -> list[Tensor]:
+def als(tensor: Tensor, rank: int, starts: int = STARTS) -> list[Tensor]:
     """Factors (n, R), one per axis, of the best of several starts; exact at the rank that always suffices."""
     if rank * max(tensor.shape) >= tensor.numel():
         return _exact(tensor, rank)
     if not tensor.any():
         return [tensor.new_zeros(n, rank) for n in tensor.shape]
-    runs = [_sweeps(tensor, _start(tensor, rank, seed)) for seed in range(RESTARTS)]
+    runs = [_sweeps(tensor, _start(tensor, rank, seed)) for seed in range(starts)]
     return min(runs, key=lambda run: run[1])[0]
 
 
@@ -95,35 +95,51 @@ def _sweeps(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], float]
     total = float(tensor.square().sum())
     before = math.inf
     for _ in range(SWEEPS):
-        for axis in range(tensor.dim()):
-            factors[axis] = _best(tensor, factors, axis)
+        error = total - _sweep(tensor, factors)
         _balance(factors)
-        error = float((tensor - from_factors(factors)).square().sum())
         if before - error <= SETTLED * error or error <= EXACT * total:
             break
         before = error
-    return factors, error
+    return factors, float((tensor - from_factors(factors)).square().sum())
 
 
-def _best(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
-    """The least-squares factor of one axis, the others fixed: W₍axis₎ K (KᵀK)⁻¹ with K their Khatri–Rao product."""
-    square = torch.stack([factor.T @ factor for at, factor in enumerate(factors) if at != axis]).prod(0)
+def _sweep(tensor: Tensor, factors: list[Tensor]) -> float:
+    """Every factor in turn is made the best for the others: by how much the error is less than ‖W‖².
+
+    The Khatri–Rao product K of the others is as large as the tensor, R times over, so W₍axis₎ K is contracted axis by axis:
+    one of the two long axes first, and what both of them leave serves all axes of the kernel."""
+    kernel = range(2, tensor.dim())
+    for axis in (0, 1):
+        rest: Tensor = torch.tensordot(factors[1 - axis], tensor, ([0], [1 - axis]))  # (R, n, *k)
+        factors[axis] = _best(_contracted(rest.movedim(1, -1), [factors[at] for at in kernel]), factors, axis)
+    rest = torch.einsum("rn...,nr->r...", rest, factors[1])  # (R, *k)
+    for axis in kernel:
+        projected = _contracted(rest.movedim(axis - 1, -1), [factors[at] for at in kernel if at != axis])
+        factors[axis] = _best(projected, factors, axis)
+    last = factors[-1]
+    return 2 * float((projected * last.T).sum()) - float((_square(factors, tensor.dim() - 1) * (last.T @ last)).sum())
+
+
+def _best(projected: Tensor, factors: list[Tensor], axis: int) -> Tensor:
+    """The least-squares factor of one axis, the others fixed: W₍axis₎ K (KᵀK)⁻¹, of the first two transposed, (R, n)."""
+    square = _square(factors, axis)
     square = square + RIDGE * (square.diagonal().mean() + torch.finfo(square.dtype).tiny) * torch.eye(
         len(square), dtype=square.dtype
     )
-    solved: Tensor = torch.linalg.solve(square, _projected(tensor, factors, axis)).T
+    solved: Tensor = torch.cholesky_solve(projected, torch.linalg.cholesky(square)).T
     return solved
 
 
-def _projected(tensor: Tensor, factors: list[Tensor], axis: int) -> Tensor:
-    """(W₍axis₎ K)ᵀ, (R, n), one axis after the other, a long one first: K itself is as large as the tensor, R times over."""
-    first = 1 if axis == 0 else 0
-    whole: Tensor = torch.tensordot(factors[first], tensor, ([0], [first]))  # (R, the other axes)
-    others = [at for at in range(tensor.dim()) if at != first]
-    whole = whole.movedim(1 + others.index(axis), -1)
-    for factor in (factors[at] for at in others if at != axis):
-        whole = torch.einsum("rn...,nr->r...", whole, factor)
-    return whole
+def _square(factors: list[Tensor], axis: int) -> Tensor:
+    """KᵀK, (R, R): of the Khatri–Rao product of all factors but that of `axis`."""
+    return torch.stack([factor.T @ factor for at, factor in enumerate(factors) if at != axis]).prod(0)
+
+
+def _contracted(rest: Tensor, factors: list[Tensor]) -> Tensor:
+    """(R, *k, n) with one factor for each axis of k: (R, n)."""
+    for factor in factors:
+        rest = torch.einsum("rk...,kr->r...", rest, factor)
+    return rest
 
 
 def _balance(factors: list[Tensor]) -> None:
