@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,8 +31,11 @@ def holds(drawn: tuple[RandomNetwork, tuple[Tensor, ...]], without: set[str]) ->
     exact = flatten(run64(module, *inputs))[0]
     with torch.no_grad():
         own = flatten(module(*inputs))[0]
+    others = [own, *(moved(module, inputs, seed) for seed in range(3))]
     largest = max(float(y.abs().max()) for y in exact)
-    bounds = [max(8 * float((y - z).abs().max()), 4e-6 * largest) for y, z in zip(own, exact, strict=True)]
+    bounds = [
+        max(4e-6 * largest, *(8 * float((other[at] - y).abs().max()) for other in others)) for at, y in enumerate(exact)
+    ]
     with TemporaryDirectory() as folder:
         targets.build(graph, "native", Path(folder) / "net", tune=False, threads=1).close()
         answers = []
@@ -44,6 +48,22 @@ def holds(drawn: tuple[RandomNetwork, tuple[Tensor, ...]], without: set[str]) ->
         assert torch.equal(one, two)
         assert float((one - y).abs().max()) <= bound
         assert float((torch.from_numpy(other) - y).abs().max()) <= bound
+
+
+def moved(module: RandomNetwork, inputs: tuple[Tensor, ...], seed: int) -> list[Tensor]:
+    """The answer in float64 to weights and inputs that are off by up to a rounding of float32: PyTorch's own error can be
+    small by luck where a network is ill-conditioned, such as a layer norm of nearly equal numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def off(x: Tensor) -> Tensor:
+        x = x.double()
+        return x * (1 + 2.0**-24 * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1))
+
+    module = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(off(parameter))
+    return flatten(run64(module, *map(off, inputs)))[0]
 
 
 @settings(max_examples=20, derandomize=True, **FAST)
