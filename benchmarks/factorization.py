@@ -9,8 +9,8 @@
 
 Every cell is written to OUT as soon as it is measured, also by several processes, and a cell that is there is not
 measured again. "fitted": last kernels fitted by least squares to 128 training images (SqueezeNet: 100 of the 300 images,
-the other 200 are for evaluation). "distilled": 40 updates of 64 images after that, the dense network the teacher. The
-error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
+the other 200, of other classes, are for evaluation). "distilled": 40 updates of 64 images after that, by what the dense
+network says alone and no labels. The error is ‖f̃(x) − f(x)‖² / ‖f(x)‖² of the logits.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def thin_of(case: Case, row: str, ratio: float) -> nn.Module:
         inputs, labels = (part[: UPDATES * BATCH] for part in case.data.train)
         few = dataclasses.replace(case.data, train=(inputs, labels), val=(inputs[:BATCH], labels[:BATCH]))
         epochs = UPDATES // -(-len(inputs) // BATCH)
-        ab.distill(thin, case.model, few, epochs=epochs, batch_size=BATCH, optimizer=adamw)
+        ab.distill(thin, case.model, few, epochs=epochs, alpha=1.0, batch_size=BATCH, optimizer=adamw)
     return thin.eval()
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=3e-4)
+    return torch.optim.AdamW(parameters, lr=1e-4)
 
 
 @torch.no_grad()
