@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -357,6 +358,10 @@ def test_factors_can_be_pruned(net):
         ({"rank": 2.5}, "whole number from 1"),
         ({"rank": True}, "whole number from 1"),
         ({"rank": ()}, "whole number from 1"),
+        ({"rank": b"x"}, "whole number from 1"),
+        ({"rank": {}}, "it is empty"),
+        ({"rank": {"fc": None}}, "whole number from 1"),
+        ({"rank": 2, "say": 3}, "say must be a function that takes a line, or None, not 3"),
         ({"rank": {"fc": -1}}, "whole number from 1"),
         ({"rank": "evbm"}, "unknown rank rule 'evbm'; did you mean 'evbmf'"),
         ({"rank": 500}, "conv1: left dense: rank 500 is above 16, the largest of svd for (16, 3, 3, 3)"),
@@ -411,17 +416,33 @@ def test_models_that_cannot_be_factorized(net):
         report(nn.ReLU())
 
 
-def test_a_model_that_reads_a_weight_itself():
-    class Reads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(64, 64)
+class Reads(nn.Module):
+    """Uses `fc` and reads its weight, too."""
 
-        def forward(self, x):
-            return nn.functional.linear(self.fc(x), self.fc.weight)
+    def __init__(self):
+        super().__init__()
+        self.fc, self.free, self.last = (nn.Linear(64, 64) for _ in range(3))
 
-    with pytest.raises(InputError, match="exclude what it reads itself"):
-        factorize(Reads(), torch.zeros(1, 64), rank=2)
+    def forward(self, x):
+        return self.last(self.free(nn.functional.linear(self.fc(x), self.fc.weight)))
+
+
+def test_a_layer_whose_weight_the_model_reads_itself_is_left_alone():
+    thin = factorize(Reads(), torch.zeros(1, 64), rank=2)
+    assert report(thin).left == {"fc": "left dense: something else reads its weight"}
+    assert [line.path for line in report(thin).lines] == ["free", "last"]
+    assert type(thin.fc) is nn.Linear
+    with pytest.raises(InputError, match="nothing to factorize: fc: left dense: something else reads its weight"):
+        factorize(Reads(), torch.zeros(1, 64), ratio=0.5, include="fc")
+
+
+def test_all_of_the_energy_is_kept_to_rounding():
+    weight = torch.randn(64, 2) @ torch.randn(2, 64)
+    model = nn.Sequential(nn.Linear(64, 64))
+    model[0].weight.data.copy_(weight)
+    assert report(factorize(model.double(), torch.zeros(1, 64).double(), energy=1.0)).lines[0].ranks[0] > 1
+    with pytest.raises(InputError, match=r"keep 0\.999999 of the energy would not be smaller"):
+        factorize(nn.Sequential(nn.Linear(64, 64)), torch.zeros(1, 64), energy=0.999999)
 
 
 # --- recipes --------------------------------------------------------------------------------------------------------------
@@ -439,9 +460,18 @@ def test_factorize_after_pruning_is_refused_with_the_reason():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("steps:\n - factorize: {}", "exactly one of rank, energy, ratio"),
-        ("steps:\n - factorize: {rank: 2, ratio: 0.5}", "exactly one of rank, energy, ratio"),
-        ("steps:\n - factorize: {rank: 2, of: macs}", "of: macs says what a ratio counts"),
+        ("steps:\n - factorize: {}", "exactly one of rank, energy and ratio"),
+        ("steps:\n - factorize: {rank: 2, ratio: 0.5}", "exactly one of rank, energy and ratio"),
+        ("steps:\n - factorize: {rank: 2, of: macs}", "of='macs' says what a ratio counts"),
+        ("steps:\n - factorize: {rank: 0}", "whole number from 1"),
+        ("steps:\n - factorize: {rank: true}", "whole number from 1"),
+        ("steps:\n - factorize: {rank: 2.0}", "whole number from 1"),
+        ("steps:\n - factorize: {rank: {fc: -1}}", "whole number from 1"),
+        ("steps:\n - factorize: {rank: evb}", "unknown rank rule 'evb'; did you mean 'evbmf'"),
+        ("steps:\n - factorize: {rank: 2, method: [svd, tucker]}", "with rank give one method"),
+        ("steps:\n - factorize: {ratio: 0.5, method: []}", "method is empty"),
+        ("steps:\n - factorize: {energy: true}", "energy"),
+        ("steps:\n - factorize: {ratio: '0.5'}", "ratio"),
         ("steps:\n - factorize: {ratio: 1.5}", "less than 1"),
         ("steps:\n - factorize: {rank: 2, method: sdv}", "sdv"),
     ],
@@ -449,6 +479,39 @@ def test_factorize_after_pruning_is_refused_with_the_reason():
 def test_bad_recipes(text, words):
     with pytest.raises(InputError) as caught:
         recipes.from_yaml(text, "r.yaml")
+    assert words in str(caught.value)
+
+
+THEN = {"epochs": 0, "schedule": "one-shot"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([{"factorize": {"ratio": 0.8}}, {"factorize": {"energy": 0.5}}], ""),
+        ([{"factorize": {"ratio": 0.8}}, {"factorize": {"rank": 4}}], ""),
+        ([{"factorize": {"ratio": 0.8}}, {"prune": {"keep": 2000} | THEN}], ""),
+        ([{"factorize": {"ratio": 0.8}}, {"prune": {"keep": 500_000} | THEN}], "keep=500000 is more than"),
+        (
+            [{"factorize": {"ratio": 0.8, "calibrate": True}}, {"prune": {"keep": 500_000} | THEN}],
+            "(in a rehearsal, whose factors were chosen without data)",
+        ),
+        (
+            [{"factorize": {"rank": 3}}, {"distill": {"epochs": 1, "loss": "hint", "layers": {"fc.expand": "fc"}}}],
+            "control: the dense network is trained by the same steps: layers: the student has no module 'fc.expand'",
+        ),
+    ],
+)
+def test_later_steps_are_rehearsed_on_likely_factors(net, steps, words):
+    from abridged import run
+
+    recipe, data = recipes.load(steps), tiny_data()
+    plan = run.Plan(recipe, "net", data, run.positional(data.example_input()), 0, Path("run"))
+    if not words:
+        run._rehearse(plan, net)
+        return
+    with pytest.raises(InputError) as caught:
+        run._rehearse(plan, net)
     assert words in str(caught.value)
 
 

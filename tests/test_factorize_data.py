@@ -69,3 +69,11 @@ def test_whitened_without_data_is_an_error() -> None:
 def test_nan_in_the_data_is_an_error() -> None:
     with pytest.raises(InputError, match="NaN"):
         ab.factorize(network(), images(1), "svd", rank=4, data=images(8) * torch.nan)
+
+
+def test_whitened_says_where_the_data_are_too_few() -> None:
+    model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(100, 64)
+    few = ab.factorize(model, x[:1], "whitened", rank=4, data=x[:8])
+    assert any("0 saw fewer inputs than a row has numbers" in line for line in report(few).summary)
+    assert not any("fewer" in line for line in report(ab.factorize(model, x[:1], "whitened", rank=4, data=x)).summary)
+    assert not any("fewer" in line for line in report(ab.factorize(model, x[:1], rank=4, data=x[:8])).summary)

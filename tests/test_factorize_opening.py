@@ -163,16 +163,33 @@ def test_an_rnn_without_factors_stays_as_it_was():
     }  # fmt: skip
 
 
-def test_packed_sequences_are_refused_with_the_mend():
+def test_an_lstm_that_takes_packed_sequences_is_left_alone():
     class Packs(Tagger):
         def forward(self, x: Tensor) -> Tensor:
             packed = pack_padded_sequence(x, torch.tensor([4, 3]), batch_first=True)
             return self.head(self.rnn(packed)[1][0][-1])
 
-    model, x = Packs(nn.LSTM(12, 16, batch_first=True), 16), torch.randn(2, 4, 12)
-    with pytest.raises(InputError, match="takes padded tensors, no packed sequences: exclude it"):
-        ab.factorize(model, x, rank=2)
-    assert type(ab.factorize(model, x, rank=2, exclude="rnn").rnn) is nn.LSTM
+    thin = ab.factorize(Packs(nn.LSTM(12, 16, batch_first=True), 16), torch.randn(2, 4, 12), rank=2)
+    assert type(thin.rnn) is nn.LSTM
+    assert report(thin).left["rnn"] == "left dense: a factorized LSTM takes padded tensors, no packed sequences"
+
+
+def test_an_lstm_whose_weights_are_read_elsewhere_is_left_alone():
+    class Reads(Tagger):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(self.rnn.weight_ih_l0.dtype))
+
+    thin = ab.factorize(Reads(nn.LSTM(12, 16, batch_first=True), 16), torch.randn(2, 4, 12), rank=2)
+    assert report(thin).left["rnn"] == "left dense: something else reads its weight_ih_l0"
+
+
+def test_vit_keeps_what_it_reads_itself(torchvision_models):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    thin = ab.factorize(transformers.ViTModel(config), torch.randn(1, 3, 32, 32), rank=2)
+    assert set(report(thin).left) == {"embeddings.patch_embeddings.projection"}
 
 
 def test_what_cannot_be_opened_is_left_with_the_reason():

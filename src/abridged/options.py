@@ -6,7 +6,16 @@ import importlib
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from abridged.distillation import courses
 from abridged.tables import Table
@@ -237,15 +246,24 @@ class Shrink(Step):
         return "Shrink: remove the channels that are zero"
 
 
+def _rank(given: Any) -> Any:
+    if given is not None:
+        _entry("factorization.amount", "Amount")(given)
+    return given
+
+
+Rank = StrictInt | StrictStr | tuple[StrictInt, ...]
+
+
 @STEPS.entry("factorize")
 class Factorize(Step):
     """Replace layers by products of smaller ones: exactly one of rank, energy, ratio. `measured`: only where the target gains."""
 
     kind = "factorize"
     method: Annotated[str | tuple[str, ...], _known("factorization.methods", "METHODS")] = "svd"
-    rank: int | str | tuple[int, ...] | dict[str, int | str | tuple[int, ...]] | None = None
-    energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    rank: Annotated[Rank | dict[str, Rank] | None, BeforeValidator(_rank)] = None
+    energy: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    ratio: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     of: Literal["parameters", "macs", "seconds"] = "parameters"
     measured: bool = False  # a layer whose factors are not faster on the recipe's target stays dense
     calibrate: bool = False  # the last factors are fitted to what the layers see of the training data
@@ -255,10 +273,9 @@ class Factorize(Step):
 
     @model_validator(mode="after")
     def _one_amount(self) -> Factorize:
-        if sum(amount is not None for amount in (self.rank, self.energy, self.ratio)) != 1:
-            raise ValueError("give exactly one of rank, energy, ratio")
-        if self.of != "parameters" and self.ratio is None:
-            raise ValueError(f"of: {self.of} says what a ratio counts: give ratio")
+        timed = (lambda graph: 0.0) if self.of == "seconds" else None  # the recipe's target, later
+        amount = _entry("factorization.amount", "Amount")(self.rank, self.energy, self.ratio, self.of, timed)
+        _entry("factorization.methods", "chosen")(self.method, amount)
         return self
 
     @property

@@ -155,24 +155,50 @@ def compress(
 
 def _rehearse(plan: Plan, module: nn.Module) -> None:
     """Find now, on a copy, what would be refused after hours of training."""
-    rehearsed = module
-    for step in plan.recipe.compression:
-        if isinstance(step, Prune):
-            rehearsed = _zeroed(rehearsed, plan.data, step)
-        if isinstance(step, Shrink):
-            rehearsed = shrink(rehearsed, plan.example, exact=step.exact, say=lambda line: None)
+    rehearsed, guessed, steps = module, False, plan.recipe.compression
+    for at, step in enumerate(steps):
+        try:
+            if isinstance(step, Prune):
+                rehearsed = _zeroed(rehearsed, plan.data, step)
+            if isinstance(step, Shrink):
+                rehearsed = shrink(rehearsed, plan.example, exact=step.exact, say=lambda line: None)
+            if isinstance(step, Factorize):
+                rehearsed = _thinned(rehearsed, plan.example, step, any(map(_looks_at_layers, steps[at + 1 :])))
+            if isinstance(step, Teaching):
+                _taught(rehearsed, module, plan.data, step)
+        except InputError as error:
+            if guessed:  # layers may turn out otherwise
+                raise InputError(f"{error} (in a rehearsal, whose factors were chosen without data)") from None
+            raise
         if isinstance(step, Factorize):
-            rehearsed = _thinned(rehearsed, plan.example, step)
+            guessed |= step.calibrate or step.measured or step.of == "seconds" or bool(set(AWARE) & set(step.methods))
         if isinstance(step, Training) and step.precision == "fp16" and not torch.cuda.is_available():
             raise InputError(f"{step.kind}: precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
-        if isinstance(step, Teaching) and step.teacher == "dense" and step.epochs:
-            arranged(
-                copy.deepcopy(rehearsed), module, plan.data, terms(step.loss, step.layers),
-                alpha=step.alpha, temperature=step.temperature,
-            )  # fmt: skip
+    for step in steps if plan.recipe.control else ():
+        try:
+            if isinstance(step, Teaching):
+                _taught(module, module, plan.data, step)
+        except InputError as error:
+            raise InputError(
+                f"control: the dense network is trained by the same steps: {error}; or control: false"
+            ) from None
     options = TARGETS[plan.target]().options
     for name in plan.recipe.deploy.options.keys() - options.keys():
         raise InputError(f"deploy: target '{plan.target}' has no option '{name}'{nearest(name, options)}")
+
+
+def _looks_at_layers(step: Step) -> bool:
+    """Whether a step is told or counts layers."""
+    return isinstance(step, Prune | Factorize) or (isinstance(step, Teaching) and bool(step.layers))
+
+
+def _taught(student: nn.Module, teacher: nn.Module, data: Data, step: Teaching) -> None:
+    """What a step that trains by a teacher would refuse."""
+    if step.teacher == "dense" and step.epochs:
+        arranged(
+            copy.deepcopy(student), teacher, data, terms(step.loss, step.layers),
+            alpha=step.alpha, temperature=step.temperature,
+        )  # fmt: skip
 
 
 def _zeroed(model: nn.Module, data: Data, step: Prune) -> nn.Module:
@@ -184,14 +210,22 @@ def _zeroed(model: nn.Module, data: Data, step: Prune) -> nn.Module:
     return pruned if step.structured else model  # shrink needs the zeros, and nothing else does
 
 
-def _thinned(model: nn.Module, example: Any, step: Factorize) -> nn.Module:
-    """The model for the next step, factorized quickly: ranks that are chosen by data or time are the smallest."""
-    if step.rank is None or step.rank == "evbmf":
-        return smallest(
-            model, example, step.method, ratio=step.ratio, of=step.of, include=step.include, exclude=step.exclude
-        )
-    method = "svd" if step.method in AWARE else step.method  # of the same shapes
-    return factorize(model, example, method, rank=step.rank, include=step.include, exclude=step.exclude, say=None)
+def _thinned(model: nn.Module, example: Any, step: Factorize, closely: bool) -> nn.Module:
+    """The model for the next step, factorized quickly: without data and time, and unless a later step looks at it `closely`
+    at the smallest ranks."""
+    chosen: dict[str, Any] = {"include": step.include, "exclude": step.exclude}
+    forms = tuple(dict.fromkeys("svd" if name in AWARE else name for name in step.methods))  # of the same shapes
+    if step.rank is not None and step.rank != "evbmf":
+        return factorize(model, example, forms, rank=step.rank, **chosen, say=None)
+    small = smallest(model, example, forms, ratio=step.ratio, of=step.of, **chosen)
+    if not closely:
+        return small
+    amount = {"rank": step.rank, "energy": step.energy, "ratio": step.ratio}
+    of = "macs" if step.of == "seconds" else step.of
+    try:
+        return factorize(model, example, forms, **amount, of=of, **chosen, say=None)
+    except InputError:  # the data, or what takes time, may give what the weights alone do not
+        return small
 
 
 def _run(plan: Plan, module: nn.Module) -> Compressed:

@@ -34,11 +34,13 @@ class Amount:
             raise InputError(f"give exactly one of rank, energy and ratio, not {' and '.join(named) or 'none'}")
         _inside("energy", self.energy, 1.0, "the share of ‖W‖² that the factors keep")
         _inside("ratio", self.ratio, None, f"what is left of the {self.unit}")
+        if isinstance(self.rank, Mapping) and not self.rank:
+            raise InputError("rank by layer is {glob: rank}, such as {'layer4.*': 8}: it is empty")
         for glob in self.globs:
             if not isinstance(glob, str):
                 raise InputError(f"rank by layer is {{glob: rank}}, such as {{'layer4.*': 8}}: {glob!r} is no glob")
         for rank in self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]:
-            if rank is not None:
+            if rank is not None or isinstance(self.rank, Mapping):
                 check_rank(rank)
         if self.of not in COUNTS:
             raise InputError(f"of: unknown count '{self.of}'{nearest(str(self.of), COUNTS)}")
@@ -80,7 +82,11 @@ def check_rank(rank: Any) -> None:
             raise InputError(f"unknown rank rule '{rank}'{nearest(rank, RULES)}, or give a whole number")
         return
     each = list(rank) if isinstance(rank, Sequence) else [rank]
-    if not each or any(isinstance(n, bool) or not isinstance(n, SupportsIndex) or int(n) < 1 for n in each):
+    if (
+        isinstance(rank, bytes)
+        or not each
+        or any(isinstance(n, bool) or not isinstance(n, SupportsIndex) or int(n) < 1 for n in each)
+    ):
         raise InputError(f"rank must be a whole number from 1, a tuple of these, or 'evbmf', not {rank!r}")
 
 

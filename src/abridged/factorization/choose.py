@@ -15,6 +15,7 @@ from abridged.factorization.decomposition import Ranks
 from abridged.factorization.factoring import Factoring
 from abridged.factorization.seconds import Clock
 
+ROUNDING = 1e-12  # an error below which everything is kept: float64 does not know better
 ALMOST = 1e-9  # of the energy: what a layer keeps at least, as bounds of errors may be above 1
 POINTS = 6  # ranks per layer that are timed, spread over the best by parameters
 
@@ -141,13 +142,13 @@ def _by_energy(layers: Factorings, energy: float) -> tuple[dict[str, Choice], di
             (factoring.parameters(ranks), factoring.error(ranks), at, ranks)
             for at, factoring in enumerate(factorings)
             for ranks in factoring.candidates()
-            if factoring.error(ranks) <= 1 - energy
+            if factoring.error(ranks) <= max(1 - energy, ROUNDING)
         ]
         if enough:
             *_, at, ranks = min(enough)
             chosen[path] = Choice(factorings[at], ranks)
         else:
-            left[path] = f"left dense: factors that keep {energy:.4g} of the energy would not be smaller"
+            left[path] = f"left dense: factors that keep {energy:.10g} of the energy would not be smaller"
     return chosen, left
 
 
@@ -191,19 +192,21 @@ def _unreachable(amount: Amount, share: float) -> InputError:
     )
 
 
-def least(layers: Factorings, amount: Amount, total: float) -> dict[str, Choice]:
-    """The smallest factors of each layer, where they are smaller than it. Raises `InputError` for a ratio of `total` that
-    even these do not reach."""
-    chosen, cost = {}, total
+def least(layers: Factorings, amount: Amount, total: float) -> tuple[dict[str, Choice], dict[str, str]]:
+    """The smallest factors of each layer, where they are smaller than it, and the reason where they are not. Raises
+    `InputError` for a ratio of `total` that even these do not reach."""
+    chosen, left, cost = {}, {}, total
     for path, factorings in layers.items():
         each = [Choice(factoring, (1,) * len(factoring.limits)) for factoring in factorings]
         best = min(each, key=lambda choice: _cost(choice.factoring, choice.ranks, amount.of, None))
-        if not _no_gain(best, None):
+        if reason := _no_gain(best, None):
+            left[path] = reason
+        else:
             chosen[path] = best
             cost -= _dense(best.factoring, amount.of, None) - _cost(best.factoring, best.ranks, amount.of, None)
     if amount.ratio is not None and cost > amount.ratio * total:
         raise _unreachable(amount, cost / total)
-    return chosen
+    return chosen, left
 
 
 def _offers(factorings: Sequence[Factoring], of: str, clock: Clock | None) -> list[Option]:

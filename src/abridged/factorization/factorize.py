@@ -12,20 +12,19 @@ from torch import Tensor, nn
 
 from abridged import progress
 from abridged.calibration.stats import collect
-from abridged.data.batches import each
-from abridged.data.data import copied, forward
-from abridged.data.evaluate import device_of
+from abridged.data.data import copied
 from abridged.errors import InputError, UnsupportedError, expect, nearest
 from abridged.factorization.amount import Amount, Cost, Rank
 from abridged.factorization.chain import KINDS
 from abridged.factorization.choose import Choice, Factorings, choose, dense_parameters, least
 from abridged.factorization.decomposition import AWARE
 from abridged.factorization.factoring import factoring
-from abridged.factorization.layers import Layer, find, put, unfused, watch
-from abridged.factorization.methods import METHODS
-from abridged.factorization.opening import Before, closed, opened
+from abridged.factorization.layers import Layer, failure, find, put, unfused, watch
+from abridged.factorization.methods import chosen as chosen_methods
+from abridged.factorization.opening import Before, closed, inside, opened
 from abridged.factorization.report import Line, Report, Structure
 from abridged.factorization.seconds import Clock, on_cpu
+from abridged.factorization.trials import unbearable
 from abridged.globs import check, listed, some
 from abridged.graph.cost import cost as theory_of
 from abridged.graph.cost import known
@@ -90,8 +89,10 @@ def factorize(
       (expand): Linear(in_features=8, out_features=64, bias=True)
     )
     """
+    if say is not None and not callable(say):
+        raise InputError(f"say must be a function that takes a line, or None, not {say!r}")
     amount = Amount(rank, energy, ratio, of, cost)
-    methods = _methods(method, amount)
+    methods = chosen_methods(method, amount)
     apart = _apart(model, example, methods, amount, include, exclude, data, samples)
     total = _total(model, example, amount)
     chosen, kept = choose(apart.parts, amount, total, None if cost is None else Clock(cost))
@@ -102,7 +103,7 @@ def factorize(
         apart.left | kept,
         (dense_parameters(model), dense_parameters(thin)),
         structure,
-        _missed(chosen, amount, total) + _lost_zeros(chosen),
+        _missed(chosen, amount, total) + _lost_zeros(chosen) + apart.remarks,
     )
     tell(done.summary, say)
     return thin
@@ -127,7 +128,8 @@ def smallest(
     )
     amount = Amount(ratio=ratio, of=of) if ratio is not None and of != "seconds" else Amount(rank=1)
     apart = _apart(model, example, forms, amount, include, exclude)
-    return _assembled(apart, least(apart.parts, amount, _total(model, example, amount)), apart.left, example)[0]
+    few, kept = least(apart.parts, amount, _total(model, example, amount))
+    return _assembled(apart, few, apart.left | kept, example)[0]
 
 
 def report(model: nn.Module) -> Report:
@@ -156,12 +158,14 @@ def rebuild(model: nn.Module, structure: Structure) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Apart:
-    """A copy of a model, opened where that helps, the factorings of its layers, and why others are left."""
+    """A copy of a model, opened where that helps, the factorings of its layers, why others are left, and what to say of the
+    data."""
 
     model: nn.Module
     before: Before
     parts: Factorings
     left: dict[str, str]
+    remarks: tuple[str, ...]
 
 
 def _apart(
@@ -183,10 +187,16 @@ def _apart(
     check((name for layer in layers for name in layer.weights), amount.globs, "layer that can be factorized")
     if set(methods) & set(AWARE) and data is None:
         raise InputError("whitened looks at what the layers see: give calibration data=")
+    kept = unbearable(thin, before, layers, example)
+    layers = [layer for layer in layers if not any(inside(layer.path, path) for path in kept)]
     thin = closed(thin, before, [path for layer in layers for path in layer.paths])
     layers, idle = watch(thin, layers, example)
-    parts, unfit = _take_apart(layers, methods, _grams(thin, layers, data, samples))
-    return _Apart(thin, before, parts, left | idle | unfit)
+    seen = _seen(thin, layers, data, samples)
+    parts, unfit = _take_apart(layers, methods, {path: gram for path, (gram, _) in seen.items()})
+    left |= kept | idle | unfit
+    if not parts:
+        raise InputError(f"nothing to factorize: {_why(left)}")
+    return _Apart(thin, before, parts, left, _few(methods, seen))
 
 
 def _assembled(
@@ -203,30 +213,33 @@ def _assembled(
         structure[path] = {name: list(kernel.shape) for name, kernel in zip(parts.names, kernels, strict=True)}
         thin = put(thin, parts.layer.paths, parts.module(kernels))
     thin = closed(thin, apart.before, chosen)
-    _check_runs(thin, example, list(chosen))
+    if reason := failure(thin, example):
+        raise InputError(f"the model does not run with factors in place of {some(list(chosen))}: {reason}")
     return thin, tuple(lines), structure
 
 
-def _methods(method: str | Sequence[str], amount: Amount) -> tuple[str, ...]:
-    expect(method, (str, Sequence), "method must be the name of a method, or a list of names")
-    methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
-    for name in methods:
-        METHODS[name]
-    if not methods:
-        raise InputError("method is empty: give the name of a method, or several")
-    if len(methods) > 1 and amount.rank is not None:
-        raise InputError("several methods compete under ratio or energy; with rank give one method")
-    return methods
-
-
-def _grams(model: nn.Module, layers: Sequence[Layer], data: object, samples: int) -> dict[str, Tensor]:
-    """XᵀX of what each layer sees, by path; nothing for embeddings, whose inputs are words."""
+def _seen(model: nn.Module, layers: Sequence[Layer], data: object, samples: int) -> dict[str, tuple[Tensor, float]]:
+    """XᵀX of what each layer sees and how many rows X has, by path; nothing for embeddings, whose inputs are words."""
     names = {layer.weights[0]: layer.path for layer in layers if not isinstance(layer.module, nn.Embedding)}
     if data is None or not names:
         return {}
     with unfused(model):
-        found = collect(model, data, ["gram"], names=names, samples=samples)
-    return {path: found[name]["gram"].to("cpu", torch.float64) for name, path in names.items()}
+        found = collect(model, data, ["gram", "count"], names=names, samples=samples)
+    return {path: (found[n]["gram"].to("cpu", torch.float64), float(found[n]["count"])) for n, path in names.items()}
+
+
+def _few(methods: Sequence[str], seen: Mapping[str, tuple[Tensor, float]]) -> tuple[str, ...]:
+    """A line on layers of which the data show too little for a method that goes by the data alone."""
+    if not set(methods) & set(AWARE):
+        return ()
+    few = [path for path, (gram, rows) in seen.items() if rows < gram.shape[-1]]
+    return (
+        (
+            f"whitened: {some(few)} saw fewer inputs than a row has numbers; what they did not see is lost: give more data",
+        )
+        if few
+        else ()
+    )
 
 
 def _take_apart(
@@ -288,21 +301,6 @@ def _lost_zeros(chosen: Mapping[str, Choice]) -> tuple[str, ...]:
     """A line on layers that were pruned: the factors of a matrix with zeros have none."""
     pruned = [path for path, choice in chosen.items() if float((choice.factoring.weight == 0).double().mean()) > ZEROS]
     return (f"the zeros of {some(pruned)} are lost: factors are dense; factorize first, then prune",) if pruned else ()
-
-
-def _check_runs(thin: nn.Module, example: Any, paths: Sequence[str]) -> None:
-    modes = {module: module.training for module in thin.modules()}
-    try:
-        with torch.no_grad():
-            forward(thin.eval(), each(example, lambda x: x.to(device_of(thin))))
-    except Exception as error:  # the user's forward reads layer.weight or the like
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the model does not run with factors in place of {some(paths)} ({text}): exclude what it reads itself"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _why(left: Mapping[str, str]) -> str:

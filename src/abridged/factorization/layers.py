@@ -80,18 +80,12 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[l
 
     Raises `InputError` if the model does not run."""
     handles = [layer.module.register_forward_hook(_note(layer), with_kwargs=True) for layer in layers]
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), unfused(model):
-            forward(model.eval(), each(example, lambda x: x.to(device_of(model))))
-    except Exception as error:  # whatever the user's forward raises
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the model does not run on the example: {text}") from error
+        if reason := failure(model, example):
+            raise InputError(f"the model does not run on the example: {reason}")
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     idle = {layer.path: "never called on the example: whoever uses the weight reads it itself" for layer in layers}
     called = [layer for layer in layers if layer.calls]
     for layer in called:
@@ -99,18 +93,34 @@ def watch(model: nn.Module, layers: Sequence[Layer], example: object) -> tuple[l
     return called, idle
 
 
+def failure(model: nn.Module, example: object) -> str:
+    """How the model fails on the example in evaluation mode, in one line; '' where it runs."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), unfused(model):
+            forward(model.eval(), each(example, lambda x: x.to(device_of(model))))
+    except Exception as error:  # whatever the user's forward raises
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return ""
+
+
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """torch's encoder layers call their parts for the block, in place of the fused kernel that reads weights itself."""
-    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    before = [getattr(module, "activation_relu_or_gelu", 0) for module in encoders]
-    for module in encoders:
-        module.activation_relu_or_gelu = 0
+    """torch's encoders and their layers call their parts for the block, in place of the fused kernel that reads weights
+    itself."""
+    flags = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+    encoders = [(module, flags[type(module)]) for module in model.modules() if type(module) in flags]
+    before = [getattr(module, flag, 0) for module, flag in encoders]
+    for module, flag in encoders:
+        setattr(module, flag, 0)
     try:
         yield
     finally:
-        for module, kind in zip(encoders, before, strict=True):
-            module.activation_relu_or_gelu = kind
+        for (module, flag), value in zip(encoders, before, strict=True):
+            setattr(module, flag, value)
 
 
 def put(model: nn.Module, paths: Sequence[str], new: nn.Module) -> nn.Module:
