@@ -515,6 +515,19 @@ def test_later_steps_are_rehearsed_on_likely_factors(net, steps, words):
     assert words in str(caught.value)
 
 
+def test_layers_that_stay_dense_keep_their_masks(net):
+    from abridged import steps
+
+    work = steps.Work(net, net, tiny_data(), 0)
+    work.masks = ab.prune(net, 0.5)
+    options = {"factorize": {"ratio": 0.5, "lose_zeros": True, "exclude": "conv1"}}
+    (step,) = recipes.load([{"prune": {"sparsity": 0.5}}, options]).compression[1:]
+    steps.RUNNERS["factorize"](work, step, Path("unused"))
+    assert "conv1.weight" in work.masks
+    assert not [name for name in work.masks if name.startswith("fc.")]
+    assert bool((work.model.conv1.weight == 0).any())
+
+
 def tiny_data():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, 3, 12, 12, generator=generator), torch.randint(0, 20, (64,), generator=generator)

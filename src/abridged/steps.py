@@ -141,7 +141,7 @@ def _narrow_again(work: Work, structure: dict[str, Any]) -> nn.Module:
 
 @RUNNERS.entry("factorize")
 def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
-    """Replace layers by their factors; masks of pruned layers go, since factors are dense."""
+    """Replace layers by their factors; their masks go, since factors are dense."""
     work.model = factorize(
         work.model,
         work.data.example_input(),
@@ -156,7 +156,9 @@ def thin(work: Work, options: Factorize, checkpoint: Path) -> Outcome:
         exclude=options.exclude,
         say=None,  # the ledger has its summary
     )
-    work.masks = None
+    parameters = dict(work.model.named_parameters())
+    held = {name: mask for name, mask in (work.masks or {}).items() if name in parameters}  # of layers that stay dense
+    work.masks = Masks.rebuild(work.model, held) if held else None
     done = report(work.model)
     return Outcome(notes=done.summary, structure=dict(done.structure))
 
