@@ -220,7 +220,7 @@ def _thinned(model: nn.Module, example: Any, step: Factorize, closely: bool) -> 
     small = smallest(model, example, forms, ratio=step.ratio, of=step.of, **chosen)
     if not closely:
         return small
-    amount = {"rank": step.rank, "energy": step.energy, "ratio": step.ratio}
+    amount: dict[str, Any] = {"rank": step.rank, "energy": step.energy, "ratio": step.ratio}
     of = "macs" if step.of == "seconds" else step.of
     try:
         return factorize(model, example, forms, **amount, of=of, **chosen, say=None)
