@@ -157,6 +157,30 @@ def test_a_student_learns_the_teacher_without_labels() -> None:
     assert history.metric[-1] > 0.5
 
 
+def binary() -> Data:
+    def bce(outputs: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], target.float())
+
+    def right(outputs: Tensor, target: Tensor) -> Tensor:
+        return ((outputs[:, 0] > 0) == (target > 0)).double()
+
+    y = (X[:, 0] > X[:, 1]).long()
+    return Data((X[:60], y[:60]), (X[60:75], y[60:75]), (X[75:], y[75:]), loss=bce, metric=right)
+
+
+def test_a_network_of_one_logit_learns_its_teacher() -> None:
+    teacher, student = network(1, seed=1, width=32), network(1, seed=2)
+    options: dict[str, Any] = {"epochs": 60, "optimizer": lambda p: torch.optim.Adam(p, 0.02)}
+    fit(teacher, binary(), **options)
+    history = distill_fit(student, teacher, binary(), alpha=1.0, **options)
+    assert history.loss[-1] < 0.3 * history.loss[0]
+    agree = (student.eval()(X) > 0) == (teacher.eval()(X) > 0)
+    assert agree.double().mean() > 0.85
+    for loss in ("standardized", "dist", "dkd"):
+        with pytest.raises(InputError, match=f"'{loss}' needs two classes or more: for one logit take loss='kd'"):
+            distill(network(1), network(1, seed=1), binary(), loss=loss)
+
+
 def test_it_resumes_exactly_and_only_with_the_same_teacher(tmp_path: Any) -> None:
     class Stop(Callback):
         def on_step(self, moment: Moment) -> None:

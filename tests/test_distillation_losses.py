@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abridged.data import Batch
+from abridged.distillation.features import alike
 from abridged.distillation.language import transcripts
 from abridged.distillation.logits import decoupled, kl, pearson
 from abridged.distillation.losses import LOSSES, Outputs
@@ -501,6 +502,79 @@ def test_mistakes_of_a_loss_are_one_clear_line() -> None:
         LOSSES["attention"](Outputs(z, {"0": z}), Outputs(z, {"0": z}), batch)
     with pytest.raises(InputError, match="same number of heads"):
         LOSSES["heads"](Outputs(z, {"0": torch.zeros(N, 2, 3, 3)}), Outputs(z, {"0": torch.zeros(N, 4, 3, 3)}), batch)
+
+
+@settings(max_examples=30, deadline=None)
+@seeds
+def test_one_logit_is_two_classes(seed: int, temperature: float) -> None:
+    """kd of z is kd of (0, z): T²·Σ KL of two Bernoullis, by hand, and T·(σ(s / T) − σ(t / T)) / N its gradient."""
+    s, t = 3 * draw(seed, N, 1), 3 * draw(seed + 1, N, 1)
+    (p, no), (q, nay) = ([1 / (1 + np.exp(sign * z / temperature)) for sign in (-1, 1)] for z in (s, t))
+    wanted = temperature**2 * np.mean(q * np.log(q / p) + nay * np.log(nay / no))
+    for shape in ((N, 1), (N,)):
+        mine, taught = (torch.tensor(z).view(shape) for z in (s, t))
+        mine.requires_grad_()
+        loss = LOSSES["kd"](Outputs(mine), Outputs(taught), Batch(None, None), temperature=temperature)
+        loss.backward()
+        assert loss.item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        assert mine.grad is not None
+        assert np.allclose(mine.grad.view(N, 1), temperature * (p - q) / N, rtol=1e-8, atol=1e-12)
+    maps = [torch.tensor(draw(seed + i, N, 1, 2, 3)) for i in (2, 3)]
+    both = [torch.cat([torch.zeros_like(z), z], 1) for z in maps]
+    assert value("kd", *maps) == pytest.approx(value("kd", *both), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["standardized", "dist", "dkd", "token", "sequence"])
+@pytest.mark.parametrize("shape", [(N, 1), (N,)])
+def test_one_logit_is_refused_where_nothing_could_be_learned(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="for one logit take loss='kd'"):
+        value(name, torch.randn(shape), torch.randn(shape), torch.tensor(LABELS) % 2)
+
+
+def test_self_distillation_of_one_logit() -> None:
+    z, h, labels = torch.tensor(draw(1, N, 1)), torch.tensor(draw(2, N, 1)), torch.tensor([0, 1, 1, 0])
+
+    def of(z: Tensor, h: Tensor, labels: Tensor) -> float:
+        return LOSSES["self"](Outputs(z, {"0": h}), Outputs(z), Batch(None, labels)).item()
+
+    both = [torch.cat([torch.zeros_like(x), x], 1) for x in (z, h)]
+    assert of(z, h, labels.float()) == pytest.approx(of(both[0], both[1], labels), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dkd", "self"])
+def test_samples_without_a_label_are_left_out_of_what_labels_say(name: str) -> None:
+    s, t, fs, _ = inputs(name)
+    labels = torch.tensor([0, -100, 3, -100])
+
+    def of(rows: list[int], given: Tensor, **hyper: Any) -> Tensor:
+        features = {"0": torch.tensor(fs[0])[rows].requires_grad_()} if fs else {}
+        mine, taught = torch.tensor(s)[rows].requires_grad_(), torch.tensor(t)[rows]
+        loss = LOSSES[name](Outputs(mine, features), Outputs(taught), Batch(None, given), **hyper)
+        loss.backward()
+        assert all(x.grad is None or x.grad.isfinite().all() for x in (mine, *features.values()))
+        return loss
+
+    hyper = {"labels": 1.0} if name == "self" else {}
+    some, alone = of([0, 1, 2, 3], labels, **hyper), of([0, 2], labels[[0, 2]], **hyper)
+    assert some.item() == pytest.approx(alone.item(), rel=1e-12)
+    assert of([1, 3], labels[[1, 3]], **hyper).item() == 0, "none has a label"
+    with pytest.raises(InputError, match=f"loss '{name}': labels from -1 to 3, but the networks give 5 classes"):
+        of([0, 2], torch.tensor([-1, 3]))
+    with pytest.raises(InputError, match=f"loss '{name}': labels from 3 to 5, but the networks give 5 classes"):
+        of([0, 2], torch.tensor([5, 3]))
+
+
+def test_samples_without_a_label_are_of_no_class() -> None:
+    labels = torch.tensor([0, -100, 0, -100])
+    assert (alike(labels, torch.zeros(N, 2)) == torch.eye(N).bool() | (labels[:, None] + labels == 0)).all()
+    assert torch.equal(alike(None, torch.zeros(N, 2)), torch.eye(N).bool())
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 3), (2, 4, 7)])
+def test_self_distillation_of_positions_is_refused(shape: tuple[int, ...]) -> None:
+    z = torch.zeros(shape)
+    with pytest.raises(InputError, match=r"loss 'self' needs logits \(N, C\), one answer per sample, not \(2, "):
+        LOSSES["self"](Outputs(z, {"0": torch.zeros(2, 5)}), Outputs(z), Batch(None, torch.zeros(2)))
 
 
 def test_transcripts_are_what_the_teacher_says_next() -> None:

@@ -150,7 +150,7 @@ def _adapters(part: Part, mine: Outputs, taught: Outputs) -> list[nn.Module]:
     make = part.term.needs.adapter
     if make is None:
         return []
-    classes = mine.logits.shape[1] if mine.logits.ndim > 1 else 0
+    classes = mine.logits.shape[1] if mine.logits.ndim > 1 else 1
     found = []
     for left, right in part.pairs:
         feature = mine.features[left]

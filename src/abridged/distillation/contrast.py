@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from abridged.data import Batch
 from abridged.distillation.adapters import embedding
-from abridged.distillation.features import each_pair, total
+from abridged.distillation.features import alike, each_pair, total
 from abridged.distillation.table import Outputs, loss
 
 
@@ -23,12 +22,9 @@ def contrast(student: Outputs, teacher: Outputs, batch: Batch, *, tau: float = 0
 
 
 def _contrasted(s: Tensor, t: Tensor, labels: Tensor | None, tau: float) -> Tensor:
-    count = len(s)
-    negatives = ~torch.eye(count, dtype=torch.bool, device=s.device)
-    if isinstance(labels, Tensor) and labels.shape == (count,):
-        negatives = labels[:, None] != labels[None, :]
+    negatives = ~alike(labels, s)
     k = negatives.sum(1, keepdim=True).clamp_min(1).to(s.dtype)  # (N, 1)
-    odds = s @ t.T / tau - (k / count).log()  # log of e^x / (k/N): h = sigmoid
+    odds = s @ t.T / tau - (k / len(s)).log()  # log of e^x / (k/N): h = sigmoid
     positive = F.logsigmoid(odds.diagonal())
     negative = (F.logsigmoid(-odds) * negatives).sum(1)
     return -(positive + negative).mean()

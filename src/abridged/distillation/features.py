@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from abridged.data import Batch
+from abridged.data.validate import IGNORED
 from abridged.distillation.adapters import regressor, variational
 from abridged.distillation.shapes import same_size, vectors
 from abridged.distillation.table import Outputs, loss
@@ -121,12 +122,18 @@ def feature_norm(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
 
 
 def _norm_and_direction(s: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    centres = t
-    if isinstance(labels, Tensor) and labels.shape == t.shape[:1]:
-        alike = (labels[:, None] == labels[None, :]).to(t.dtype)  # (N, N)
-        centres = alike @ t / alike.sum(1, keepdim=True)
+    together = alike(labels, t).to(t.dtype)  # (N, N)
+    centres = together @ t / together.sum(1, keepdim=True)
     longest = torch.maximum(torch.linalg.vector_norm(s, dim=1), torch.linalg.vector_norm(t, dim=1)).clamp_min(1e-8)
     return 1 - ((s * F.normalize(centres, dim=1)).sum(1) / longest).mean()
+
+
+def alike(labels: Tensor | None, feature: Tensor) -> Tensor:
+    """Which samples are of one class, (N, N); without labels (N,), or with the label −100, each is alone."""
+    alone = torch.eye(len(feature), dtype=torch.bool, device=feature.device)
+    if not isinstance(labels, Tensor) or labels.shape != feature.shape[:1]:
+        return alone
+    return alone | ((labels[:, None] == labels[None, :]) & (labels != IGNORED))
 
 
 def _two(a: Tensor, b: Tensor) -> str:

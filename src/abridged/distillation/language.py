@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from abridged.data import Batch, forward
 from abridged.data import logits as scores_of
 from abridged.data.evaluate import judging
-from abridged.distillation.logits import kl
+from abridged.data.validate import IGNORED
+from abridged.distillation.logits import kl, mean
 from abridged.distillation.table import Outputs, loss
 from abridged.errors import InputError
 
-IGNORED = -100
 Direction = Literal["forward", "reverse", "js"]
 
 
@@ -34,7 +34,7 @@ def token(
     Logits (N, T, V); tokens whose target is `ignore` do not count; without targets all do. `direction` "reverse" is
     KL(student ‖ teacher), which seeks the teacher's modes (Gu et al., 2024), "js" the Jensen-Shannon divergence."""
     s, t = (_kept(outputs.logits, batch.y, ignore) / temperature for outputs in (student, teacher))
-    return temperature**2 * _mean(_diverging(s, t, direction))
+    return temperature**2 * mean(_diverging(s, t, direction))
 
 
 def _diverging(s: Tensor, t: Tensor, direction: str) -> Tensor:
@@ -55,11 +55,15 @@ def sequence(student: Outputs, teacher: Outputs, batch: Batch, *, ignore: int = 
     Logits (N, T, V), with the data's own tokens before each position. To learn whole sequences of the teacher's, let it
     write them with `transcripts` and train on them."""
     s, t = (_kept(outputs.logits, batch.y, ignore) for outputs in (student, teacher))
-    return _mean(F.cross_entropy(s, t.argmax(1), reduction="none"))
+    return mean(F.cross_entropy(s, t.argmax(1), reduction="none"))
 
 
 def _kept(logits: Tensor, targets: Tensor | None, ignore: int) -> Tensor:
     """(tokens, V): those that count."""
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise InputError(
+            f"logits {tuple(logits.shape)} have no vocabulary in the last axis: for one logit take loss='kd'"
+        )
     rows = logits.flatten(0, -2)
     if targets is None:
         return rows
@@ -67,10 +71,6 @@ def _kept(logits: Tensor, targets: Tensor | None, ignore: int) -> Tensor:
         shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise InputError(f"logits {tuple(logits.shape)} have the vocabulary last, but the targets are {shape}")
     return rows[targets.flatten() != ignore]
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.sum() / max(1, values.numel())
 
 
 def transcripts(teacher: nn.Module, prompts: Tensor, length: int) -> Tensor:
