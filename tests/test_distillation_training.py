@@ -423,6 +423,38 @@ def test_a_replay_belongs_to_the_very_view_of_the_sample(tmp_path: Path, augment
     assert (sum(rows) > 90) == (augment is not None), "another augmentation is another view, and the teacher is asked"
 
 
+def test_answers_to_sequences_of_any_length_are_kept(tmp_path: Path) -> None:
+    batches = [
+        (TOKENS[4 * i : 4 * i + 4, :length], TOKENS[4 * i : 4 * i + 4, :length]) for i, length in enumerate((5, 3, 5))
+    ]
+    given = language(train=batches)
+    options: dict[str, Any] = {"loss": "token", "epochs": 2}
+    first = state(distill(Transformer(4, 2), Transformer(8, 4, seed=1), given, cache=tmp_path, **options))
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 2, "one of each length"
+    teacher = Transformer(8, 4, seed=1)
+    rows = counted(teacher)
+    assert same(first, state(distill(Transformer(4, 2), teacher, given, cache=tmp_path, **options)))
+    assert sum(rows) == 2 + 4, "two for the shapes, and the first batch to see whether the cache is right"
+    plain = state(distill(Transformer(4, 2), Transformer(8, 4, seed=1), given, **options))
+    assert all(torch.allclose(plain[key], first[key], atol=1e-4) for key in plain)
+
+
+def test_a_cache_mends_itself_where_a_file_was_removed(tmp_path: Path) -> None:
+    def run() -> int:
+        teacher = Net(8, seed=1)
+        rows = counted(teacher)
+        distill(Net(), teacher, data(augment=jitter), cache=tmp_path, epochs=2, batch_size=8)
+        return sum(rows)
+
+    assert run() == 2 + 64
+    first, second = sorted(tmp_path.glob("*/*.safetensors"))
+    content = second.read_bytes()
+    first.unlink()
+    assert run() == 2 + 32 + 8, "what is gone, and the first batch that is not, to see whether the cache is right"
+    assert second.read_bytes() == content
+    assert run() == run() == 2 + 8, "complete, and it stays so"
+
+
 def test_a_cache_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     student = Net()

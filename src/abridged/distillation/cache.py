@@ -1,12 +1,14 @@
 """A teacher's answers on disk. Each is kept under a digest of the very input that it answers, so that an answer always
 belongs to that view of the sample: another augmentation is another input, and the teacher is asked anew.
 
-DIR/DIGEST OF THE TEACHER/N.safetensors: "keys" (n, 16) bytes, "logits" (n, C, …), "feature.PATH" (n, …)"""
+DIR/DIGEST OF THE TEACHER/RANK-N.safetensors: "keys" (n, 16) bytes, "logits" (n, C, …), "feature.PATH" (n, …). Answers of other
+shapes, such as those to longer sequences, are in files of their own."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +98,26 @@ class Remembered(Callback):
 
     def flush(self) -> None:
         """Write what is new; a reader sees whole files alone."""
-        if not self._new:
-            return
-        rows = list(self._new.values())
-        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        tensors["keys"] = torch.frombuffer(bytearray(b"".join(self._new)), dtype=torch.uint8).view(-1, KEY)
-        path = self.directory / f"{self.rank}-{len(self._files):06d}.safetensors"
-        write_atomic(path, to_bytes(tensors))
+        alike: dict[Any, list[bytes]] = {}
+        for key, row in self._new.items():
+            alike.setdefault(tuple((name, tensor.shape) for name, tensor in row.items()), []).append(key)
+        for keys in alike.values():
+            self._write(keys)
         self._new = {}
+
+    def _write(self, keys: Sequence[bytes]) -> None:
+        """One file of answers of equal shapes."""
+        rows = [self._new[key] for key in keys]
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY)
+        path = self._free()
+        write_atomic(path, to_bytes(tensors))
         self._add(_read(path))  # mapped from the file, not held in memory
+
+    def _free(self) -> Path:
+        """A name that no file has, also where some were removed."""
+        paths = (self.directory / f"{self.rank}-{n:06d}.safetensors" for n in count(len(self._files)))
+        return next(path for path in paths if not path.exists())
 
     def _add(self, tensors: dict[str, Tensor]) -> None:
         for row, key in enumerate(tensors.pop("keys").numpy()):
