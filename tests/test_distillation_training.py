@@ -507,6 +507,26 @@ def test_terms_come_in_every_form() -> None:
     assert both[0].hyper(5.0) == {"temperature": 5.0, "rest": 2.0}
 
 
+def test_a_feature_is_the_layers_own_before_an_activation_in_place() -> None:
+    """BatchNorm, then ReLU(inplace=True): features with negative values, and their gradient at the convolution."""
+
+    def block(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace), nn.Flatten(), nn.Linear(144, 3))
+
+    def run(net: nn.Module) -> tuple[Tensor, Tensor]:
+        with tapped(net, ["1"], "student") as taps:
+            scores = net(X[:8])
+            feature = taps.take(["1"], 8)["1"]
+        (feature.square().sum() + scores.sum()).backward()
+        return feature.detach(), net[0].weight.grad  # type: ignore[return-value]
+
+    (mine, gradient), (wanted, slope) = run(block(True)), run(block(False))
+    assert mine.min() < 0
+    assert torch.equal(mine, wanted)
+    assert torch.allclose(gradient, slope)
+
+
 class Odd(Net):
     """A layer that never runs, one that runs twice, one without the batch first, one that gives None."""
 
@@ -548,6 +568,7 @@ BAD: dict[str, dict[str, Any]] = {
     "no adapter fits between them": {"loss": "hint", "layers": "layer1", **misfits()},
     "layers must be a module path": {"loss": "hint", "layers": 3},
     r"the student has no module '\['": {"loss": "hint", "layers": "["},
+    r"layers: '\[z-a\]' is no pattern of module paths: bad character range": {"loss": "hint", "layers": "[z-a]"},
     "2 layers of the student and 'layer1' 1 of the teacher": {"loss": "hint", "layers": {"layer?": "layer1"}},
     "'layer1' is named twice": {"loss": "hint", "layers": ["layer1", "layer1"]},
     "loss 'kd' reads none": {"layers": "layer1"},

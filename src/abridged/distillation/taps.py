@@ -69,15 +69,24 @@ def expanded(spec: str, model: nn.Module, whose: str) -> list[str]:
 def _pattern(glob: str) -> re.Pattern[str]:
     """`*` and `?` stop at dots, `[12]` is one of some characters."""
     parts = [re.escape(part) if i % 2 == 0 else part for i, part in enumerate(re.split(r"(\[[^\]]+\])", glob))]
-    return re.compile("".join(parts).replace(r"\?", "[^.]").replace(r"\*", "[^.]*"))
+    try:
+        return re.compile("".join(parts).replace(r"\?", "[^.]").replace(r"\*", "[^.]*"))
+    except re.error as error:
+        raise InputError(f"layers: '{glob}' is no pattern of module paths: {error.msg}") from None
 
 
 class Taps:
-    """What chosen modules gave in the last forward pass, by their path."""
+    """What chosen modules gave in the last forward pass, by their path.
 
-    def __init__(self, whose: str) -> None:
+    Copies, through which gradients flow: an activation in place, such as the ReLU(inplace=True) behind a BatchNorm, would
+    turn the layer's own output into its own."""
+
+    def __init__(self, whose: str, specs: Sequence[str] = ()) -> None:
         self.whose = whose
-        self._seen: dict[str, Any] = {}
+        self.items: dict[str, list[str]] = {}  # path → what is wanted of its outputs, "" for the tensor in them
+        for path, _, item in (spec.partition(":") for spec in dict.fromkeys(specs)):
+            self.items.setdefault(path, []).append(item)
+        self._seen: dict[str, dict[str, Tensor]] = {}
         self._twice: set[str] = set()
 
     def clear(self, *_: Any) -> None:
@@ -86,7 +95,8 @@ class Taps:
     def see(self, path: str, output: Any) -> None:
         if path in self._seen:
             self._twice.add(path)
-        self._seen[path] = output
+        what = f"the {self.whose}'s module '{path}'"
+        self._seen[path] = {item: _tensor(output, item, what).clone() for item in self.items[path]}
 
     def take(self, specs: Sequence[str], samples: int) -> dict[str, Tensor]:
         """The features of the pass that just ended, in float32 at least, and forget them. Raises `InputError` for a module
@@ -100,7 +110,7 @@ class Taps:
                 raise InputError(
                     f"layers: the {self.whose}'s module '{path}' runs more than once in a pass: name one that runs once"
                 )
-            feature = _tensor(self._seen[path], item, f"the {self.whose}'s module '{path}'")
+            feature = self._seen[path][item]
             if not feature.ndim or len(feature) != samples:
                 raise InputError(
                     f"layers: the {self.whose}'s module '{path}' gives shape {tuple(feature.shape)} for {samples} samples: "
@@ -133,12 +143,12 @@ def _named(output: Any, item: str) -> Any:
 @contextmanager
 def tapped(model: nn.Module, specs: Sequence[str], whose: str) -> Iterator[Taps]:
     """Hooks on the named modules for the block; afterwards, also after an error, none is left."""
-    taps = Taps(whose)
+    taps = Taps(whose, specs)
     handles = []
     try:
         if specs:
             handles.append(model.register_forward_pre_hook(taps.clear))
-        for path in dict.fromkeys(spec.partition(":")[0] for spec in specs):
+        for path in taps.items:
             module = model.get_submodule(path)
             handles.append(module.register_forward_hook(lambda _, __, output, path=path: taps.see(path, output)))
         yield taps
