@@ -199,9 +199,29 @@ def test_it_resumes_exactly_and_only_with_the_same_teacher(tmp_path: Any) -> Non
     assert teacher.training
     with pytest.raises(InputError, match="other teacher"):
         run(checkpoint=tmp_path, callbacks=[Callback()], teacher=network(seed=3))
-    with pytest.raises(InputError, match="other distillation"):
-        run(checkpoint=tmp_path, callbacks=[Callback()], temperature=3.0)
+    for changed in ({"temperature": 3.0}, {"temperature": lambda t: 4.0 + t}, {"alpha": lambda t: 0.7 - t / 9}):
+        with pytest.raises(InputError, match="other distillation"):
+            run(checkpoint=tmp_path, callbacks=[Callback()], **changed)
     assert same(state(run(checkpoint=tmp_path, callbacks=[Callback()])), state(run()))
+
+
+def test_a_resume_knows_a_schedule_by_its_numbers(tmp_path: Any) -> None:
+    def run(temperature: Any, alpha: Any) -> nn.Module:
+        return distill(
+            network(seed=2),
+            network(seed=1),
+            data(),
+            temperature=temperature,
+            alpha=alpha,
+            epochs=2,
+            checkpoint=tmp_path,
+        )
+
+    done = run(lambda t: 4.0, lambda t: 0.5)
+    assert same(state(run(lambda t: 8.0 / 2, lambda u: 0.5)), state(done)), "another function of the same numbers"
+    for temperature, alpha in ((lambda t: 9.0 - t, lambda t: 0.5), (lambda t: 4.0, lambda t: 0.5 * t)):
+        with pytest.raises(InputError, match="other distillation"):
+            run(temperature, alpha)
 
 
 # -- mistakes

@@ -86,7 +86,7 @@ def distill_fit(
     expect(callbacks, Sequence, "callbacks must be a list of Callback")
     expect(cache, (str, Path, type(None)), "cache must be a directory")
     for name in options.keys() - ALLOWED:
-        raise InputError(f"distill has no option '{name}'{nearest(name, ALLOWED)}")
+        raise InputError(f"distill has no option '{name}'{nearest(name, _known())}")
     chosen = terms(loss, layers)
     lesson = arranged(
         student, teacher, data, chosen, alpha=alpha, temperature=temperature, weights=teacher_weights,
@@ -130,6 +130,12 @@ def distill_fit(
         )  # fmt: skip
 
 
+def _known() -> set[str]:
+    """The names of all options, distillation's own and those of `fit`."""
+    parameters = inspect.signature(distill_fit).parameters.values()
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY} | ALLOWED
+
+
 def _with(adapters: nn.Module, optimizer: MakeOptimizer) -> MakeOptimizer:
     """An optimizer of the student's parameters that trains the adapters too."""
     more = list(adapters.parameters())
@@ -156,7 +162,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be equal for a resume to be exact."""
     return {
-        "distillation": f"{chosen} T {courses.told(temperature)} alpha {courses.told(alpha)} {weights}",
+        "distillation": f"{chosen} T {courses.identity(temperature)} alpha {courses.identity(alpha)} {weights}",
         "teacher": [digest(teacher.state_dict().values()) for teacher in teachers],
         "adapters": digest(lesson.adapters.state_dict().values()),
     }

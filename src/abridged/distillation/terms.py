@@ -12,6 +12,7 @@ from abridged.distillation.courses import is_number
 from abridged.distillation.losses import LOSSES
 from abridged.distillation.table import Needs, needs
 from abridged.errors import InputError, nearest
+from abridged.training.options import whole
 
 POSITIVE = ("temperature", "tau")  # hyperparameters that divide
 Layers = str | Sequence[str] | Mapping[str, str]  # the student's module path, or paths → the teacher's
@@ -76,11 +77,18 @@ def _parsed(item: Any) -> list[Term]:
         raise InputError(f"loss must be a name, {{name: weight}} or a list of them, not {item!r}")
     if "name" not in item:
         return [Term(str(name), weight) for name, weight in item.items()]
+    for key in item:
+        if not isinstance(key, str):
+            raise InputError(f"loss: an option's name is a string, not {key!r}")
     own = {key: item[key] for key in ("name", "weight", "layers", "teacher") if key in item}
     return [Term(**own, options={key: value for key, value in item.items() if key not in own})]
 
 
 def _complete(term: Term, layers: Layers | None) -> Term:
+    if not isinstance(term.name, str):
+        raise InputError(f"loss: a loss is named by a string, not {term.name!r}")
+    if term.teacher is not None and not whole(term.teacher):
+        raise InputError(f"loss '{term.name}': teacher is the number of one, from 0, not {term.teacher!r}")
     known = hyperparameters(term.name)
     for key, value in term.options.items():
         if key not in known:
