@@ -241,7 +241,7 @@ BAD: dict[str, dict[str, Any]] = {
     r"alpha, .* between 0 and 1, not -0\.1": {"alpha": -0.1},
     "alpha, .* not nan": {"alpha": math.nan},
     "the teacher has 5 classes and the student 3": {"teacher": network(5)},
-    "the model gives tuple, no tensor": {"teacher": Silent()},
+    "the teacher gives tuple, no tensor": {"teacher": Silent()},
     "unknown distillation loss 'hinton'": {"loss": "hinton"},
     "distillation of class scores is for classification": {
         "data": Data((X, X[:, :3]), (X, X[:, :3]), loss="mse", metric="mse")

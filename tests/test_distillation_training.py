@@ -540,6 +540,25 @@ class Odd(Net):
         return super().forward(x)
 
 
+class Out(Net):
+    """Class scores under a name of its own, as torchvision's networks for segmentation give them."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"out": super().forward(x)}
+
+
+def out() -> dict[str, Any]:
+    """Data whose loss and metric read them."""
+
+    def loss(outputs: Any, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs["out"], target)
+
+    def right(outputs: Any, target: Tensor) -> Tensor:
+        return (outputs["out"].argmax(1) == target).double()
+
+    return {"student": Out(), "teacher": Out(), "data": data(loss=loss, metric=right)}
+
+
 def misfits() -> dict[str, Any]:
     """Features (N, 4, 6) and (N, 3, 8): positions and channels differ, and which axis is which is not said."""
 
@@ -611,7 +630,21 @@ BAD: dict[str, dict[str, Any]] = {
     "temperature at t = 0 must be a number, not None": {"temperature": lambda t: None},
     "'crd': tau must be positive, not 0": {"loss": [{"name": "crd", "tau": 0}], "layers": "layer1"},
     "'hint': scale must be at least 0, not -1": {"loss": [{"name": "hint", "scale": -1}], "layers": "layer1"},
-    "'self': labels, .* between 0 and 1, not 5": {"loss": [{"name": "self", "labels": 5}], "layers": "layer1"},
+    "'self': labels, .* between 0 and 1, not 5": {
+        "loss": [{"name": "self", "labels": 5}],
+        "layers": "layer1",
+        "teacher": None,
+    },
+    r"the teacher is read by no loss: leave it out \(None for no teacher\), or add": {
+        "loss": "self",
+        "layers": "layer1",
+    },
+    "teacher 1, counted from 0, is read by no loss: leave it out": {
+        "loss": {"name": "kd", "teacher": 0},
+        "teacher": [Net(8, seed=1), Net(8, seed=2)],
+    },
+    "the student gives dict, .* nothing named logits, which the loss reads: let its forward": out(),
+    "the teacher gives dict, .* nothing named logits, which the loss reads: let its forward": {"teacher": Out()},
     "there is no teacher 2": {"loss": [{"name": "kd", "teacher": 2}]},
     "there is no teacher -1": {"loss": [{"name": "kd", "teacher": -1}]},
     "'kd': teacher is the number of one, from 0, not 0.0": {"loss": {"name": "kd", "teacher": 0.0}},
@@ -644,6 +677,20 @@ def test_mistakes_are_one_clear_line_and_change_nothing(line: str) -> None:
     assert "\n" not in str(error.value)
     assert same(before, state(options["student"]))
     assert hooks(options["student"]) == 0
+
+
+def test_what_no_loss_reads_is_neither_run_nor_asked_for() -> None:
+    """A second teacher, and the logits of networks that learn features alone."""
+    unread = Net(8, seed=2)
+    rows = counted(unread)
+    term = {"name": "kd", "teacher": 0}
+    both = distill_fit(Net(), [Net(8, seed=1), unread], data(), loss=term, epochs=1)
+    assert both == distill_fit(Net(), Net(8, seed=1), data(), loss=term, epochs=1)
+    distill_fit(Net(), unread, data(), loss="self", layers="layer1", epochs=1)
+    assert not rows
+    distill(**out(), loss="hint", layers="layer1", epochs=1)
+    mixed = [term, {"name": "hint", "teacher": 1, "layers": "layer1"}]
+    distill(Net(), [Net(8, seed=1), Out(8, seed=2)], data(), loss=mixed, epochs=1)
 
 
 def test_nan_in_a_feature_is_found_before_training() -> None:
@@ -728,6 +775,14 @@ def test_compress_refuses_a_layer_that_is_not_there_before_anything_is_written(t
 @pytest.mark.parametrize("name", LOSSES)
 def test_on_a_gpu(name: str, tmp_path: Path) -> None:
     student, teacher, given, layers = pair_for(name)
-    distill(student.cuda(), copy.deepcopy(teacher), given, loss=name, layers=layers, epochs=1, cache=tmp_path)
+    distill(
+        student.cuda(),
+        copy.deepcopy(teacher) if needs(name).teacher else None,
+        given,
+        loss=name,
+        layers=layers,
+        epochs=1,
+        cache=tmp_path,
+    )
     assert next(student.parameters()).device.type == "cuda"
     assert next(teacher.parameters()).device.type == "cpu"

@@ -34,6 +34,18 @@ def listed(teacher: Teachers) -> list[nn.Module]:
     return several
 
 
+def all_read(teacher: Teachers, chosen: list[Term]) -> None:
+    """Raise `InputError` for a teacher that no loss reads."""
+    there = set(range(len(listed(teacher))))
+    read = {term.teacher for term in chosen if term.needs.teacher}
+    if None in read or not read <= there or read == there:  # one that is not there is refused in other words
+        return
+    which = "the teacher" if there == {0} else f"teacher {min(there - read)}, counted from 0,"
+    raise InputError(
+        f"{which} is read by no loss: leave it out (None for no teacher), or add a loss that reads it, such as 'kd'"
+    )
+
+
 def arranged(
     student: nn.Module,
     teacher: Teachers,
@@ -107,12 +119,13 @@ def _tried(student: nn.Module, teachers: Sequence[nn.Module], data: Data, lesson
     """Two samples through all networks: adapters from the shapes, and every loss once."""
     batch = next(iter(data.batches("train", 2))).rows(slice(0, 2)).to(torch.device("cpu"))
 
-    def ask(model: nn.Module, specs: Sequence[str], whose: str) -> Outputs:
+    def ask(model: nn.Module, number: int | None, whose: str) -> Outputs:
         with judging(model) as device:
-            return tried(model, each(batch.x, lambda x: x.to(device)), specs, lesson.reads_logits, whose)
+            x = each(batch.x, lambda x: x.to(device))
+            return tried(model, x, lesson.specs(number), lesson.reads_logits(number), whose)
 
-    mine = ask(student, lesson.specs(None), "student")
-    taught = [ask(model, lesson.specs(number), "teacher") for number, model in enumerate(teachers)]
+    mine = ask(student, None, "student")
+    taught = {number: ask(teachers[number], number, "teacher") for number in lesson.teachers}
     for part in lesson.parts:
         said = taught[part.teacher] if part.teacher is not None else Outputs(mine.logits)
         _sound(part, mine, said)

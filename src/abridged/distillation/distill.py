@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from abridged.data import Batch, Data
 from abridged.data.content import digest
 from abridged.distillation import courses
-from abridged.distillation.arrange import Teachers, arranged, listed
+from abridged.distillation.arrange import Teachers, all_read, arranged, listed
 from abridged.distillation.cache import Remembered
 from abridged.distillation.courses import Course
 from abridged.distillation.lesson import Lesson
@@ -35,11 +35,14 @@ ALLOWED = inspect.signature(fit).parameters.keys() - {"model", "data", "loss", "
 def distill(student: nn.Module, teacher: Teachers, data: Data, *, epochs: int = 20, **options: Any) -> nn.Module:
     """Train `student` in place on what `teacher` says, and return it. Options are those of `distill_fit`.
 
+    Raises `InputError` as it does, and for a teacher that no loss reads.
+
     >>> from abridged.data.sets import get
     >>> teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
     >>> distill(student, teacher, get("digits"), temperature=4.0, alpha=0.7, epochs=1) is student
     True
     """
+    all_read(teacher, terms(options.get("loss", "kd"), options.get("layers")))
     distill_fit(student, teacher, data, epochs=epochs, **options)
     return student
 
@@ -73,9 +76,10 @@ def distill_fit(
     {"cosine": [from, to]}, or callables of t in [0, 1]. With alpha = 1 throughout, labels may be absent.
 
     `teacher`: one network, several (each loss is their mean, weighted by `teacher_weights`; for `kd` the gradient is that
-    of the mean of their probabilities), or None for losses that need none. It runs in eval mode, without gradients; its
-    weights, statistics, modes and `requires_grad` stay as they are. `cache`: a directory for its answers, kept by the
-    bits of the input, so that a replay always fits the augmentation. Further options are those of `training.fit`.
+    of the mean of their probabilities), or None for losses that need none. One that no loss reads does not run, and
+    `distill` refuses it. A teacher runs in eval mode, without gradients; its weights, statistics, modes and `requires_grad`
+    stay as they are. `cache`: a directory for its answers, kept by the bits of the input, so that a replay always fits the
+    augmentation. Further options are those of `training.fit`.
 
     Raises `InputError`, before any training, for a teacher that is the student or shares parameters with it, that has
     other classes or gives NaN, for numbers out of range, unknown losses, layers that are missing or cannot be compared."""
@@ -92,22 +96,22 @@ def distill_fit(
         student, teacher, data, chosen, alpha=alpha, temperature=temperature, weights=teacher_weights,
         steps=_steps(data, epochs, batch_size, accumulate), seed=seed,
     )  # fmt: skip
-    teachers, home = listed(teacher), train_device(student, device)
-    identity = _identity(chosen, alpha, temperature, teachers, lesson, teacher_weights)
+    teachers, home = {number: listed(teacher)[number] for number in lesson.teachers}, train_device(student, device)
+    identity = _identity(chosen, alpha, temperature, list(teachers.values()), lesson, teacher_weights)
     options = {"label": "distil", **options, "identity": {**identity, **(options.get("identity") or {})}}
     with ExitStack() as stack:
-        asked: list[Teacher] = []
+        asked: dict[int, Teacher] = {}
         watching: list[Callback] = [lesson]
-        for number, model in enumerate(teachers):
+        for number, model in teachers.items():
             stack.enter_context(borrowed(model, home))
             model.eval()
-            answering: Teacher = stack.enter_context(present(model, lesson.specs(number), lesson.reads_logits))
+            answering: Teacher = stack.enter_context(present(model, lesson.specs(number), lesson.reads_logits(number)))
             if cache is not None:
                 kept = Remembered(answering, Path(cache), options.get("precision", "fp32"), join(home, device).rank)  # type: ignore[arg-type]
                 stack.callback(kept.flush)
                 watching.append(kept)
                 answering = kept
-            asked.append(answering)
+            asked[number] = answering
         lesson.adapters.to(home)
         mine = lesson.specs(None)
         taps = stack.enter_context(tapped(student, mine, "student"))
@@ -118,8 +122,8 @@ def distill_fit(
             if share < 1:
                 total = total + (1 - share) * data.loss_function(outputs, batch.y)
             if share > 0:
-                said = heard(outputs, batch.size, taps, mine, lesson.reads_logits)
-                answers = [one.answer(batch.x) for one in asked]
+                said = heard(outputs, batch.size, taps, mine, lesson.reads_logits(None))
+                answers = {number: one.answer(batch.x) for number, one in asked.items()}
                 with torch.autocast(home.type, enabled=False):  # sums of squares overflow float16
                     total = total + share * lesson.loss(said, answers, batch)
             return total

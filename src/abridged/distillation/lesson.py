@@ -84,12 +84,17 @@ class Lesson(Callback):
         ]
         return list(dict.fromkeys(wanted))
 
-    @property
-    def reads_logits(self) -> bool:
-        return any(part.term.needs.logits for part in self.parts)
+    def reads_logits(self, teacher: int | None) -> bool:
+        """Whether a loss reads those of a teacher, or with None the student's."""
+        return any(part.term.needs.logits for part in self.parts if teacher is None or part.teacher == teacher)
 
-    def loss(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> Tensor:
-        """Σ weight·loss over the parts."""
+    @property
+    def teachers(self) -> list[int]:
+        """The numbers of those that a loss reads."""
+        return sorted({part.teacher for part in self.parts if part.teacher is not None})
+
+    def loss(self, student: Outputs, teachers: Mapping[int, Outputs], batch: Batch) -> Tensor:
+        """Σ weight·loss over the parts; of the teachers, those that are read."""
         itself = Outputs(student.logits.detach())
         values = [
             part.loss(student, itself if part.teacher is None else teachers[part.teacher], batch, self.temperature)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from abridged.data import Batch, forward, logits
 from abridged.distillation.table import Outputs
@@ -34,9 +34,19 @@ class Present:
 
 def heard(outputs: Any, samples: int, taps: Taps, specs: Sequence[str], reads_logits: bool) -> Outputs:
     """What a pass that just ended gave: class scores where a loss reads them, in float32 at least, and features."""
-    scores = logits(outputs) if reads_logits else torch.empty(0)
+    scores = _scores(outputs, taps.whose) if reads_logits else torch.empty(0)
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     return Outputs(scores, taps.take(specs, samples))
+
+
+def _scores(outputs: Any, whose: str) -> Tensor:
+    try:
+        return logits(outputs)
+    except InputError:
+        raise InputError(
+            f"the {whose} gives {type(outputs).__name__}, no tensor and nothing named logits, which the loss reads: let its "
+            "forward give the tensor or {'logits': tensor}, or take a loss on layers, such as loss='hint'"
+        ) from None
 
 
 @contextmanager
