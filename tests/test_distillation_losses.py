@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abridged.data import Batch
+from abridged.distillation.adapters import regressor
 from abridged.distillation.features import alike
 from abridged.distillation.language import transcripts
 from abridged.distillation.logits import decoupled, kl, pearson
 from abridged.distillation.losses import LOSSES, Outputs
-from abridged.distillation.table import needs
+from abridged.distillation.table import Adapted, Shapes, needs
 from abridged.errors import InputError
 
 Array = np.ndarray
@@ -585,3 +586,55 @@ def test_transcripts_are_what_the_teacher_says_next() -> None:
     assert transcripts(Successor(), torch.tensor([[1, 2], [5, 6]]), 3).tolist() == [[1, 2, 3, 4, 5], [5, 6, 0, 1, 2]]
     with pytest.raises(InputError, match="length must be at least 1"):
         transcripts(Successor(), torch.tensor([[1]]), 0)
+    with pytest.raises(InputError, match=r"the teacher gives tuple, .* nothing named logits: let its forward give"):
+        transcripts(torch.nn.LSTM(2, 3), torch.zeros(1, 2), 1)
+
+
+def test_an_adapter_along_an_axis_that_varies_says_so() -> None:
+    """Lengths 4 and 8, later 3 and 6: the adapter made of the first cannot map the second."""
+    adapter = regressor(Shapes("layer", (N, 4, 5), (N, 8, 5), C))
+    with pytest.raises(
+        InputError, match=r"layer 'layer' gives shape \(4, 3, 5\), and its adapter takes 4 along axis 1"
+    ):
+        adapter(torch.zeros(N, 3, 5), torch.zeros(N, 6, 5))
+    same = regressor(Shapes("layer", (N, 4, 5), (N, 4, 6), C))
+    assert same(torch.zeros(N, 3, 5), torch.zeros(N, 3, 6)).student.shape == (N, 3, 6)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if needs(name).layers and name != "heads"])
+def test_law_any_axes_of_positions_are_positions(name: str) -> None:
+    """Maps (N, C, D, H, W), with positions in two axes or one, and as sequences (N, T, C): one value and one gradient.
+    Only fsp does not take sequences."""
+    shapes = [(N, c, 2, 3, 5) for c in (3, 6, 5, 7)]
+    features = [torch.tensor(draw(i, *shape)) for i, shape in enumerate(shapes)]
+
+    def of(view: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
+        torch.manual_seed(0)
+        leaves = [x.clone().requires_grad_() for x in features]
+        mine: dict[str, Tensor] = {}
+        taught, variances = dict(mine), dict(mine)
+        make = needs(name).adapter
+        for i in (0, 1):
+            s, t = view(leaves[i]), view(leaves[i + 2].detach())
+            pair = Adapted(s, t)
+            if make is not None:
+                pair = make(Shapes("layer", tuple(s.shape), tuple(t.shape), C)).double()(s, t)
+            mine[str(i)], taught[str(i)] = pair.student, pair.teacher
+            variances |= {str(i): pair.variance} if pair.variance is not None else {}
+        z = torch.tensor(draw(9, N, C))
+        loss = LOSSES[name](Outputs(z, mine, variances), Outputs(z, taught), Batch(None, torch.tensor(LABELS)))
+        loss.backward()
+        assert leaves[0].grad is not None
+        return loss.item(), leaves[0].grad
+
+    wanted, slope = of(lambda x: x)
+    views: list[Callable[[Tensor], Tensor]] = [lambda x: x.flatten(3), lambda x: x.flatten(2)[..., None]]
+    if name == "fsp":
+        with pytest.raises(InputError, match=r"loss 'fsp' compares maps \(N, C, H, W\), not"):
+            of(lambda x: x.flatten(2).transpose(1, 2))
+    else:
+        views.append(lambda x: x.flatten(2).transpose(1, 2))
+    for view in views:
+        found, gradient = of(view)
+        assert found == pytest.approx(wanted, rel=1e-9)
+        assert torch.allclose(gradient, slope, rtol=1e-8, atol=1e-10)

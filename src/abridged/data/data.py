@@ -158,16 +158,17 @@ def copied(model: nn.Module) -> nn.Module:
         raise InputError(f"the model cannot be copied: {text}") from error
 
 
-def logits(outputs: Any) -> Tensor:
+def logits(
+    outputs: Any,
+    whose: str = "the model",
+    mend: str = "give Data a loss and a metric as callables (outputs, target)",
+) -> Tensor:
     """The tensor of class scores in a model's outputs: the tensor itself, `.logits`, or the entry "logits".
 
-    Raises `InputError` for outputs without one."""
+    Raises `InputError` for outputs without one, which says whose they are and what to do."""
     found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
     if not isinstance(found, Tensor):
-        raise InputError(
-            f"the model gives {type(outputs).__name__}, no tensor and nothing named logits: "
-            "give Data a loss and a metric as callables (outputs, target)"
-        )
+        raise InputError(f"{whose} gives {type(outputs).__name__}, no tensor and nothing named logits: {mend}")
     return found
 
 

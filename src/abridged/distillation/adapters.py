@@ -34,13 +34,18 @@ class Regressor(nn.Module):
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         shapes = _alike(shapes)
-        axis = _channels(shapes)
-        narrow, wide = shapes.student[axis], shapes.teacher[axis]
-        self.project = nn.Identity() if narrow == wide else Along(axis, narrow, wide)
+        self.path, self.axis = shapes.path, _channels(shapes)
+        self.narrow, wide = shapes.student[self.axis], shapes.teacher[self.axis]
+        self.project = nn.Identity() if self.narrow == wide else Along(self.axis, self.narrow, wide)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Adapted:
         if student.ndim != teacher.ndim:
             student, teacher = vectors(student), vectors(teacher)
+        if student.shape[self.axis] != self.narrow and isinstance(self.project, Along):
+            raise InputError(
+                f"layer '{self.path}' gives shape {tuple(student.shape)}, and its adapter takes {self.narrow} along axis "
+                f"{self.axis}, as the first batch had: where lengths vary, name layers of one length in both networks"
+            )
         return Adapted(*same_size(self.project(student), teacher))
 
 

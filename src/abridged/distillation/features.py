@@ -1,6 +1,7 @@
 """Losses on features of named layers. `features` of both networks have the same keys, and come through the adapters.
 
-Maps are (N, C, H, W) (or one or three spatial axes), sequences (N, T, D), vectors (N, D). Several layers are summed."""
+Maps are (N, C, H, W) or (N, C, D, H, W), sequences (N, T, D), vectors (N, D). Several layers are summed. Three axes do not say
+which is which: the last is taken for the channels, but by a regressor where the second alone differs (Conv1d)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from abridged.distillation.logits import kl, mean
 from abridged.distillation.table import Outputs, loss
 from abridged.errors import InputError
 
+MEND = "let its forward give the tensor (N, T, V), or {'logits': tensor}"
 Direction = Literal["forward", "reverse", "js"]
 
 
@@ -83,6 +84,6 @@ def transcripts(teacher: nn.Module, prompts: Tensor, length: int) -> Tensor:
     with judging(teacher) as device:
         tokens = prompts.to(device)
         for _ in range(length):
-            scores = scores_of(forward(teacher, tokens))[:, -1]
+            scores = scores_of(forward(teacher, tokens), "the teacher", MEND)[:, -1]
             tokens = torch.cat([tokens, scores.argmax(-1, keepdim=True)], 1)
     return tokens.to(prompts.device)

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from abridged.data import Batch, forward, logits
 from abridged.distillation.table import Outputs
 from abridged.distillation.taps import Taps, tapped
 from abridged.errors import AbridgedError, InputError
+
+MEND = "a loss on logits needs its forward to give the tensor, or {'logits': tensor}; one on layers, such as 'hint', does not"
 
 
 class Teacher(Protocol):
@@ -34,19 +36,9 @@ class Present:
 
 def heard(outputs: Any, samples: int, taps: Taps, specs: Sequence[str], reads_logits: bool) -> Outputs:
     """What a pass that just ended gave: class scores where a loss reads them, in float32 at least, and features."""
-    scores = _scores(outputs, taps.whose) if reads_logits else torch.empty(0)
+    scores = logits(outputs, f"the {taps.whose}", MEND) if reads_logits else torch.empty(0)
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     return Outputs(scores, taps.take(specs, samples))
-
-
-def _scores(outputs: Any, whose: str) -> Tensor:
-    try:
-        return logits(outputs)
-    except InputError:
-        raise InputError(
-            f"the {whose} gives {type(outputs).__name__}, no tensor and nothing named logits, which the loss reads: let its "
-            "forward give the tensor or {'logits': tensor}, or take a loss on layers, such as loss='hint'"
-        ) from None
 
 
 @contextmanager
