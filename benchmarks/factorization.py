@@ -47,12 +47,14 @@ Cells = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A trained network and its data; `partner`: competes with methods that need kernels larger than 1."""
+    """A trained network and its data; `rate`: at which it learns; `partner`: competes with methods that need kernels larger
+    than 1."""
 
     model: nn.Module
     data: ab.Data
     example: Tensor
     samples: int
+    rate: float
     partner: tuple[str, ...] = ()
 
 
@@ -60,13 +62,14 @@ def resnet56(options: argparse.Namespace) -> Case:
     data = cifar(options.data / "cifar10")
     inputs, labels = data.test
     data = dataclasses.replace(data, test=(inputs[: options.images], labels[: options.images]))
-    return Case(resnet(56, options.data / "weights"), data, torch.zeros(1, 3, 32, 32), 128)
+    return Case(resnet(56, options.data / "weights"), data, torch.zeros(1, 3, 32, 32), 128, 1e-4)
 
 
 def squeeze(options: argparse.Namespace) -> Case:
-    """Half of SqueezeNet's layers are 1 × 1: where a method has nothing to say about these, svd competes with it."""
+    """Half of SqueezeNet's layers are 1 × 1: where a method has nothing to say about these, svd competes with it. Its inputs
+    are pixels of up to 151, a hundred times what others see, and its rate a hundredth."""
     model, data = squeezenet(options.data / "weights"), thirds(options.data / "imagenet300")
-    return Case(model, data, torch.zeros(1, 3, 224, 224), 100, ("svd",))
+    return Case(model, data, torch.zeros(1, 3, 224, 224), 100, 1e-6, ("svd",))
 
 
 CASES: dict[str, Callable[[argparse.Namespace], Case]] = {"resnet56": resnet56, "squeezenet": squeeze}
@@ -84,12 +87,12 @@ def thin_of(case: Case, row: str, ratio: float) -> nn.Module:
         inputs, labels = (part[: UPDATES * BATCH] for part in case.data.train)
         few = dataclasses.replace(case.data, train=(inputs, labels), val=(inputs[:BATCH], labels[:BATCH]))
         epochs = UPDATES // -(-len(inputs) // BATCH)
-        ab.distill(thin, case.model, few, epochs=epochs, alpha=1.0, batch_size=BATCH, optimizer=adamw)
+        ab.distill(thin, case.model, few, epochs=epochs, alpha=1.0, batch_size=BATCH, optimizer=partial(adamw, case.rate))
     return thin.eval()
 
 
-def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-4)
+def adamw(rate: float, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=rate)
 
 
 @torch.no_grad()
