@@ -63,6 +63,9 @@ def _among(node: Node, given: Sequence[Tensor | None], axis: int, stays: Tensor)
     attrs = dict(node.attrs)
     if "normalized_shape" in attrs:
         attrs["normalized_shape"] = (len(stays),)
+    if node.op == "group_norm":
+        size = x.shape[axis] // int(attrs["groups"])  # type: ignore[arg-type]
+        attrs["groups"] = len(np.unique(stays.numpy() // size))
     parts = (x.index_select(axis, stays), *(None if p is None else p.index_select(0, stays) for p in parameters))
     (result,) = apply(Node(node.op, node.inputs, node.outputs, attrs), parts, torch.float64)
     if node.op in ("mean", "var"):
