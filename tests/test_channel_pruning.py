@@ -105,6 +105,10 @@ MISTAKES = {
     "sensitivity": ({"sparsity": 0.5, "allocation": "sensitivity"}, "channels are coupled"),
     "agent without macs": ({"sparsity": 0.5, "allocation": "ddpg"}, "give macs= alone"),
     "agent without data": ({"macs": 0.5, "allocation": "ddpg"}, "judges on data"),
+    "nothing": ({"sparsity": 0.0}, "sparsity=0.0 removes nothing: ask for more"),
+    "all macs": ({"macs": 1.0}, "macs=1.0 removes nothing: ask for a smaller share"),
+    "nothing by globs": ({"allocation": {"0": 0.0}}, "allocation removes nothing: ask for more"),
+    "movement": ({"sparsity": 0.5, "criterion": "movement"}, "criterion 'movement' is learnt while training"),
     "budget": ({"macs": 0.001}, "with one channel left in every group 0.0.. are left; ask for more"),
     "all excluded": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: left by include and exclude: 0.weight, 3.weight"),
     "no heads": ({"sparsity": 0.5, "pattern": "heads"}, "the model has no attention heads that could go|nothing to prune"),
@@ -121,6 +125,28 @@ def test_mistake_is_one_line_and_leaves_the_model(mistake):
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_budget_just_missed_is_told_in_as_many_digits_as_it_takes():
+    model = nn.Sequential(nn.Linear(10, 24, bias=False), nn.ReLU(), nn.Linear(24, 10, bias=False))
+    with pytest.raises(InputError, match=r"with 8 channels left in every group 0\.33333 are left"):
+        ab.prune(model, parameters=0.3333, round_to=8, pattern="channel", example=torch.ones(1, 10))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_channels_that_are_zero_already_go_first_and_are_told_where_fewer_go(allocation):
+    model = cnn()
+    with torch.no_grad():
+        model[3].weight[:, 2:] *= 100  # what reads channels makes them matter, too
+        for parameter in (*model[0].parameters(), *model[1].parameters()):
+            parameter[2:] = 0
+    left, masks = halved(model, sparsity=0.5, allocation=allocation, include=["0"])
+    assert left == [2, 6]
+    assert not masks["0.weight"][2:].all(1).all()
+    assert masks["0.weight"][:2].all()
+    assert "2 channels were zero already and are not held, since fewer were to go" in masks.summary
+    _, masks = halved(model, sparsity=0.75, allocation=allocation, include=["0"])
+    assert not any("zero already" in line for line in masks.summary)
 
 
 def test_when_forward_bears_no_cut_the_error_says_why():

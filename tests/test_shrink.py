@@ -110,7 +110,7 @@ def test_zero_padding_keeps_a_constant_from_being_folded() -> None:
     with torch.no_grad():
         for parameter in (*model[0].parameters(), *model[1].parameters()):
             parameter[:3] = 0
-    with pytest.raises(InputError, match="nothing to shrink"):
+    with pytest.raises(InputError, match=r"nothing to shrink: left, .* zero padding is: 0\.weight"):
         ab.shrink(model, IMAGE)
 
 
@@ -174,6 +174,49 @@ def test_inexact_narrows_streams_that_norms_read() -> None:
     assert narrow(x).shape == (2, 5, 4)
 
 
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.GroupNorm(8, 8), nn.GroupNorm(4, 8), nn.GroupNorm(1, 8)])
+def test_inexact_narrows_norms_of_groups(norm: nn.Module) -> None:
+    net = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1))).eval()
+    ab.prune(net, 0.5, pattern="channel", exact=False, example=IMAGE)
+    small = shrink(net, IMAGE, exact=False)
+    assert (small[0].out_channels, small[3].in_channels) == (4, 4)
+    groups = getattr(norm, "num_groups", 8)
+    if groups == 8:  # the groups that stay are as they were
+        torch.testing.assert_close(small(IMAGE), net(IMAGE))
+
+
+def _silenced(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter[::2] = 0
+    return model
+
+
+KEPT = {
+    "zero padding": ((nn.Sigmoid(), nn.Conv2d(8, 6, 3, padding=1)), {}, "a constant for 2 that is not 0, and its zero padding"),
+    "no bias": ((nn.Sigmoid(), nn.ConvTranspose2d(8, 6, 3)), {}, "a constant for 2 that is not 0, and it has no bias"),
+    "not constant": ((nn.GroupNorm(4, 8, affine=False), nn.Conv2d(8, 6, 3)), {"exact": False}, "not known to be constant for 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_prune_zeroes_nothing_that_shrink_keeps_and_both_say_why(kind: str) -> None:
+    layers, options, why = KEPT[kind]
+    x = torch.randn(2, 3, 8, 8)
+    ends = (nn.ReLU(), nn.Conv2d(6, 4, 1))
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), *layers, *ends)).eval()
+    masks = ab.prune(model, 0.5, pattern="channel", example=x, say=None, **options)
+    assert sorted(masks) == ["2.bias", "2.weight"]
+    assert any(why in line and line.endswith(": 0.weight") for line in masks.summary), masks.summary
+    lines: list[str] = []
+    small = shrink(_silenced(model), x, say=lines.append, **options)
+    assert small[0].out_channels == 8
+    assert any(why in line for line in lines), lines
+    alone = _silenced(randomize(nn.Sequential(nn.Conv2d(3, 8, 3), *layers)).eval())
+    with pytest.raises(InputError, match=f"nothing to shrink: left, .*{why}.*: 0.weight"):
+        shrink(alone, x, **options)
+
+
 def test_heads_alone() -> None:
     def forward(m: Layers, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (-1, 3)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
@@ -181,7 +224,8 @@ def test_heads_alone() -> None:
 
     net = Layers(forward, qkv=nn.Linear(6, 36), out=nn.Linear(12, 6))
     x = torch.randn(1, 5, 6)
-    ab.prune(net, 0.5, pattern="heads", example=x)
+    masks = ab.prune(net, 0.5, pattern="heads", example=x, round_to=6)  # two heads
+    assert masks.summary[0].startswith("2 of 4 heads removed in 1 of 1 groups")
     small = ab.shrink(net, x)
     assert (small.qkv.out_features, small.out.in_features) == (18, 6)
     assert _equal(net, small, x)
@@ -203,6 +247,30 @@ def test_channels_are_rounded_to_multiples() -> None:
     model = randomize(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 33), nn.ReLU(), nn.Linear(33, 2))).eval()
     small, _ = _halved(model, torch.zeros(1, 4), round_to=8)
     assert (small[0].out_features, small[2].out_features) == (24, 16)
+
+
+def _grouped(width: int, groups: int) -> nn.Module:
+    grouped = nn.Conv2d(width, width, 3, groups=groups)
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), grouped, nn.ReLU(), nn.Conv2d(width, 10, 1))
+
+
+@pytest.mark.parametrize(
+    ("width", "groups", "wanted"),
+    [
+        (128, 32, 64),  # 4 units of 32 channels
+        (12, 4, 8),  # 3 of 4: two at a time
+        (12, 6, 12),  # one of 2 units would leave 6
+    ],
+)
+def test_the_channels_of_a_grouped_convolution_are_rounded_not_its_units(width: int, groups: int, wanted: int) -> None:
+    model = randomize(_grouped(width, groups)).eval()
+    if width // groups == 2:
+        with pytest.raises(InputError, match="round_to=8 keeps all of their channels"):
+            _halved(model, IMAGE, round_to=8)
+        return
+    small, lines = _halved(model, IMAGE, round_to=8)
+    assert (small[0].out_channels, small[2].out_channels) == (wanted, wanted)
+    assert lines[0].startswith(f"{2 * (width - wanted)} of {2 * width} channels")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +301,8 @@ def test_nothing_to_shrink_is_an_error() -> None:
         InputError, match=r"no channel is zero: .* weights, bias, and .* norm; .* single zeros are left"
     ):
         ab.shrink(_cnn(nn.ReLU()), IMAGE)
+    with pytest.raises(InputError, match="exact must be True or False, not str"):
+        ab.shrink(_cnn(nn.ReLU()), IMAGE, exact="no")
     with pytest.raises(InputError, match="an output of the network"):
         ab.shrink(nn.Linear(3, 2), torch.zeros(1, 3))
     with pytest.raises(InputError, match="macs does not go with"):

@@ -20,14 +20,14 @@ from abridged.graph.cost import COSTS
 from abridged.graph.graph import Node
 from abridged.pruning.collect import Collector
 from abridged.pruning.coupled import coupled
-from abridged.pruning.coupling.groups import Coupling, Group
+from abridged.pruning.coupling.groups import Coupling, Group, Units
 from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.layers import Weight, weights_of
 from abridged.pruning.masks import Masks
 from abridged.pruning.plan import Plan, require_finite
 from abridged.pruning.ranking import count
-from abridged.pruning.shrink import Constants, left, settle
-from abridged.pruning.surgery import Gone, size_left, staying
+from abridged.pruning.shrink import Constants, left, settle, silent
+from abridged.pruning.surgery import Gone, channels_of, size_left, staying, widths
 
 Scores = npt.NDArray[np.float64]
 Repair = Callable[[nn.Module, Mapping[str, Tensor]], tuple[str, ...]]  # (model, masks by parameter) → remarks
@@ -61,14 +61,15 @@ class Channels:
     groups: tuple[Group, ...]
     scores: Scores  # (units,)
     round_to: int = 1
+    steps: Units | None = None  # (units,): a multiple of how many units stays, so that one of `round_to` channels does
     left: tuple[str, ...] = ()  # lines on groups that keep all of their channels
 
     def gone(self, sparsities: Sequence[float]) -> Gone:
-        """The units that go at a sparsity of each group; the nearest multiple of `round_to` stays, and one at least."""
+        """The units that go at a sparsity of each group; the nearest multiple of its step stays, and one at least."""
         gone = np.zeros(self.coupling.count, bool)
         for group, sparsity in zip(self.groups, sparsities, strict=True):
             size = len(group.units)
-            keep = _rounded(count(1 - sparsity, size), size, self.round_to)
+            keep = _rounded(count(1 - sparsity, size), size, _step(self.steps, group))
             order = np.argsort(-self.scores[group.units], kind="stable")
             gone[group.units[order[keep:]]] = True
         return gone
@@ -109,34 +110,57 @@ def prune_channels(
         model, example, collector, criterion=criterion, exact=exact, heads=heads, round_to=round_to, seed=seed,
         include=include, exclude=exclude,
     )  # fmt: skip
-    frozen: list[Group] = []
-    going = every
-    gone = _choose(going, goal, allocation)
-    while True:
-        with zeroed(model, masks_of(model, going.coupling, gone)):
-            settled = settle(model, Constants(going.coupling), example, gone)
-        if not settled.frozen:
-            break
-        frozen += settled.frozen
-        going = every.without(frozen)
-        gone = _choose(going, goal, allocation)
-        if np.array_equal(gone, settled.gone):  # tried already
-            break
+    going, gone, frozen = _borne(model, every, goal, allocation, example)
+    _check_removes(going, goal, gone)
+    zero = _among(going.groups, silent(every.coupling)) & ~gone
     masks = masks_of(model, every.coupling, gone)
-    if goal.sparsity and not gone.any():
-        widest = max(len(group.units) for group in going.groups)
-        raise InputError(
-            f"sparsity={goal.sparsity} removes no channel: of the widest group, {widest}, it is less than half of one"
-        )
     said = repair(model, masks_of(model, every.coupling, gone, reading=True)) if repair else ()
     plan = Plan(density=_density(masks), criterion=criterion, seed=seed)
     found = ChannelMasks(model, masks, plan, left=(*left(every.coupling, frozen), *every.left, *said))
     how = allocation if isinstance(allocation, str) else "per layer"
     found.channels = (
-        f"{int(gone.sum()):,} of {every.coupling.count:,} channels removed in {len(going.groups)} of"
-        f" {len(every.coupling.groups)} groups ({criterion}, {'heads' if heads else 'channel'}, {how})"
+        f"{_amount(every.coupling, gone, heads)} removed in {len(going.groups)} of {len(every.coupling.groups)} groups"
+        f" ({criterion}, {'heads' if heads else 'channel'}, {how})"
     )
     found.apply()
+    if zero.any():
+        spare = channels_of(every.coupling)[zero].sum()
+        found.remark(f"{spare:,} channels were zero already and are not held, since fewer were to go")
+    return found
+
+
+def _borne(
+    model: nn.Module, every: Channels, goal: Goal, allocation: str | Mapping[str, float], example: Any
+) -> tuple[Channels, Gone, list[Group]]:
+    """The groups that can be cut, the units of them that go, and the other groups, with the reason."""
+    frozen: list[Group] = []
+    going, gone, tried = every, _choose(every, goal, allocation), None
+    while True:
+        with zeroed(model, masks_of(model, every.coupling, gone)):
+            constants = Constants(every.coupling)
+            if tried is not None and np.array_equal(gone, tried) and not constants.kept(gone):
+                return going, gone, frozen
+            settled = settle(model, constants, example, gone)
+        if not settled.frozen:
+            return going, gone, frozen
+        tried = settled.gone
+        frozen += settled.frozen
+        going = every.without(frozen)
+        gone = _choose(going, goal, allocation)
+
+
+def _amount(coupling: Coupling, gone: Gone, heads: bool) -> str:
+    if heads:
+        return f"{gone.sum():,} of {sum(len(group.units) for group in coupling.groups if group.heads):,} heads"
+    channels = channels_of(coupling)
+    return f"{channels[gone].sum():,} of {channels.sum():,} channels"
+
+
+def _among(groups: Sequence[Group], units: Gone) -> Gone:
+    """Those of the units that are of these groups."""
+    found = np.zeros_like(units)
+    for group in groups:
+        found[group.units] = units[group.units]
     return found
 
 
@@ -154,6 +178,11 @@ def channels(
     exclude: Sequence[str],
 ) -> Channels:
     """What globs choose of a model's coupled groups, ranked. Raises `InputError` when that is nothing."""
+    if "movement" in CRITERIA[criterion].needs:
+        raise UnsupportedError(
+            f"criterion '{criterion}' is learnt while training, and channels are pruned at once: choose another such as"
+            " 'taylor', or prune weights by a schedule such as 'cubic'"
+        )
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to must be a whole number from 1, not {round_to!r}")
     if example is None:
@@ -167,7 +196,8 @@ def channels(
     # What no parameter makes, such as a table of coordinates that a layer reads, is not pruned.
     kind = [n for n, group in enumerate(coupling.groups) if makers[n] and (group.heads or not heads)]
     chosen = [n for n in kind if matches(makers[n], include) and not matches(makers[n], exclude)]
-    narrow = [n for n in chosen if len(coupling.groups[n].units) <= round_to > 1]
+    steps = _steps(coupling, round_to) if round_to > 1 else None
+    narrow = [n for n in chosen if len(coupling.groups[n].units) <= _step(steps, coupling.groups[n]) > 1]
     apart = {
         "left by include and exclude": [n for n in kind if n not in chosen],
         f"left, since round_to={round_to} keeps all of their channels": narrow,
@@ -178,7 +208,8 @@ def channels(
         why = "; ".join([*lines, *left(coupling, ())])
         none = "attention heads that could go" if heads else "channels that could go"
         raise InputError(f"nothing to prune: {why or f'the model has no {none}'}")
-    return Channels(coupling, groups, _scores(model, coupling, groups, criterion, collector, seed), round_to, lines)
+    scores = _last(_scores(model, coupling, groups, criterion, collector, seed), silent(coupling))
+    return Channels(coupling, groups, scores, round_to, steps, lines)
 
 
 def _check_plain(coupling: Coupling) -> None:
@@ -202,6 +233,18 @@ def makers_of(coupling: Coupling, group: Group) -> list[str]:
     ]
 
 
+def _steps(coupling: Coupling, multiple: int) -> Units:
+    """(units,): how many units at a time make a multiple of channels in every width that a layer reads or writes."""
+    steps = np.ones(coupling.count, np.int64)
+    for counts in widths(coupling):
+        steps = np.where(counts > 0, np.lcm(steps, multiple // np.gcd(multiple, counts)), steps)
+    return steps
+
+
+def _step(steps: Units | None, group: Group) -> int:
+    return 1 if steps is None else int(np.lcm.reduce(steps[group.units]))
+
+
 def refuse(pattern: str, options: Mapping[str, object]) -> None:
     """Raise `InputError` for an option that a pattern has no use for."""
     for name, value in options.items():
@@ -222,6 +265,23 @@ def _check(goal: Goal, allocation: str | Mapping[str, float]) -> None:
         raise InputError(f"{name} must be a number in [0, 1], not {value!r}")
     if allocation not in ("uniform", "global"):
         raise UnsupportedError(f"allocation '{allocation}' does not work on channels; use 'uniform' or 'global'")
+
+
+def _check_removes(going: Channels, goal: Goal, gone: Gone) -> None:
+    """Raises `InputError` where no channel goes."""
+    if gone.any():
+        return
+    ((name, value),) = [(n, v) for n, v in vars(goal).items() if v is not None] or [("allocation", None)]
+    if name == "sparsity" and value:
+        widest = max(len(group.units) for group in going.groups)
+        few = "one" if going.round_to == 1 else f"a step of {going.round_to}"
+        raise InputError(
+            f"sparsity={value} removes no channel: of the widest group, {widest}, it is less than half of {few}"
+        )
+    raise InputError(
+        f"{name}{'' if value is None else f'={value}'} removes nothing: ask for"
+        f" {'more' if name in ('sparsity', 'allocation') else 'a smaller share'}"
+    )
 
 
 # ---- which -----------------------------------------------------------------------------------------------------------
@@ -259,6 +319,11 @@ def _scores(
     return total / np.maximum(layers, 1)
 
 
+def _last(scores: Scores, silent: Gone) -> Scores:
+    """The same, where channels that are zero already rank below every other."""
+    return scores - silent * (1 + np.ptp(scores)) if len(scores) else scores
+
+
 def _lines(combine: Callable[[Tensor], Tensor], terms: Tensor, weight: Weight, axis: int, outputs: bool) -> Tensor:
     """(n,): the score of each place along one axis of a parameter."""
     if outputs:
@@ -285,7 +350,8 @@ def _choose(found: Channels, goal: Goal, allocation: str | Mapping[str, float]) 
     if least > target:
         what = "macs" if goal.macs is not None else "parameters"
         few = "one channel" if found.round_to == 1 else f"{found.round_to} channels"
-        raise InputError(f"{what}={target}: with {few} left in every group {least:.3f} are left; ask for more")
+        share = next((t for t in (f"{least:.{n}f}" for n in range(3, 17)) if float(t) > target), f"{least}")
+        raise InputError(f"{what}={target}: with {few} left in every group {share} are left; ask for more")
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2

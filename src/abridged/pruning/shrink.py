@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from abridged import progress
-from abridged.errors import InputError
+from abridged.errors import InputError, expect
 from abridged.globs import some
 from abridged.graph.capture import Example
 from abridged.graph.graph import Node
 from abridged.graph.structure import flatten
 from abridged.progress import Say, tell
 from abridged.pruning.coupled import coupled
-from abridged.pruning.coupling.groups import Coupling, Ending, Group
+from abridged.pruning.coupling.groups import Coupling, Ending, Group, Units
 from abridged.pruning.coupling.labels import KERNEL
 from abridged.pruning.known import known
 from abridged.pruning.narrowed import narrowed
-from abridged.pruning.surgery import Fold, Gone, cut
+from abridged.pruning.surgery import Fold, Gone, channels_of, cut
 from abridged.pruning.trials import Settled, Trial
 
 PROBE = 16  # places of a channel that are looked at first
@@ -53,28 +55,46 @@ def shrink(model: nn.Module, example: Example, *, exact: bool = True, say: Say |
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"shrink takes an nn.Module, not {type(model).__name__}")
+    expect(exact, bool, "exact must be True or False")
     coupling = coupled(model, example, exact=exact)
     constants = Constants(coupling)
-    gone = constants.gone()
+    gone, kept = constants.gone(), constants.kept(silent(coupling))
     if not gone.any():
-        raise InputError(f"nothing to shrink: {_why_nothing(coupling)}")
+        raise InputError(f"nothing to shrink: {_why_nothing(coupling, kept)}")
     settled = settle(model, constants, example, gone)
     if not settled.gone.any():
         raise InputError(f"nothing can be cut: {settled.frozen[0].reason}")
     small = cut(model, coupling, settled.gone, constants.folds(settled.gone), left=settled.numbers)
-    tell(report(model, small, coupling, settled), say)
+    tell(report(model, small, coupling, replace(settled, frozen=(*settled.frozen, *kept))), say)
     return small
 
 
 def settle(model: nn.Module, constants: Constants, example: Example, gone: Gone) -> Settled:
-    """What can go of the units given, by trial; see `trials`."""
+    """What can go of the units given: those that are known to be constant, and of them, by trial, what forward bears; see `trials`."""
+    kept = constants.kept(gone)
+    gone = gone.copy()
+    for group in kept:
+        gone[group.units] = False
     inputs = (example,) if isinstance(example, Tensor) else example
 
     def expected(whole: Sequence[Tensor], gone: Gone) -> Sequence[Tensor]:
         """What the cut network has to answer: what the whole one does, or (not exact) the whole Graph with narrower norms."""
         return whole if constants.coupling.exact else narrowed(constants.coupling, flatten(inputs)[0], gone)
 
-    return Trial(model, constants.coupling, inputs, constants.folds, expected).settle(gone)
+    settled = Trial(model, constants.coupling, inputs, constants.folds, expected).settle(gone)
+    return replace(settled, frozen=(*kept, *settled.frozen))
+
+
+def silent(coupling: Coupling) -> Gone:
+    """The units of which every parameter that makes them is zero."""
+    made, alive = np.zeros(coupling.count, bool), np.zeros(coupling.count, bool)
+    for axis in coupling.axes:
+        tensor = coupling.graph.constants[axis.constant].tensor
+        if isinstance(tensor, nn.Parameter) and not axis.ends:
+            lines = tensor.detach().movedim(axis.axis, 0)[..., None].flatten(1).any(1).cpu().numpy()
+            made[axis.units[axis.units >= 0]] = True
+            alive[axis.units[lines & (axis.units >= 0)]] = True
+    return made & ~alive
 
 
 class Constants:
@@ -96,19 +116,47 @@ class Constants:
         alike[alike.clone()] = (rows[alike] == rows[alike, :1]).all(1)
         return torch.where(alike, rows[:, 0].double(), torch.nan)
 
-    def gone(self) -> Gone:
-        """The units that are known wherever they end; one of each group stays."""
+    @functools.cached_property
+    def idle(self) -> Gone:
+        """The units that are known wherever they end."""
         ends, needed = np.zeros(self.coupling.count, bool), np.zeros(self.coupling.count, bool)
         for ending, lines in zip(self.coupling.endings, self.lines, strict=True):
             units = ending.units
             ends[units[units >= 0]] = True
             dead = self._dead(ending, lines)
             needed[units[(units >= 0) & ~dead]] = True
-        gone = ends & ~needed
+        return ends & ~needed
+
+    def gone(self) -> Gone:
+        """The units that are known wherever they end; one of each group stays."""
+        gone = self.idle.copy()
         for group in self.coupling.groups:
             if gone[group.units].all():
                 gone[group.units[0]] = False
         return gone
+
+    def kept(self, gone: Gone) -> tuple[Group, ...]:
+        """The groups of which units that are to go are needed; their `reason` says for what."""
+        needed = gone & ~self.idle
+        groups = [(group, group.units[needed[group.units]]) for group in self.coupling.groups]
+        return tuple(replace(group, reason=self._why(units)) for group, units in groups if len(units))
+
+    def _why(self, units: Units) -> str:
+        """Why units are needed: what is known of them at the first place where they are."""
+        for ending, lines in zip(self.coupling.endings, self.lines, strict=True):
+            here = np.isin(ending.units, units) & ~self._dead(ending, lines)
+            if not here.any():
+                continue
+            reader = ending.node.path or f"a {ending.node.op}"
+            if np.broadcast_to(lines[0].isnan().numpy(), here.shape)[here].any():
+                return f"when all that makes them is zero they are not known to be constant for {reader}"
+            if any(ending.node.attrs.get("padding", ())):  # type: ignore[arg-type]
+                return f"when all that makes them is zero they are a constant for {reader} that is not 0, and its zero padding is"
+            return (
+                f"when all that makes them is zero they are a constant for {reader} that is not 0, and it has no bias of its"
+                " own to add it to"
+            )
+        return "no layer reads them"
 
     def _dead(self, ending: Ending, lines: Sequence[Tensor]) -> Gone:
         size = len(ending.units)
@@ -159,16 +207,17 @@ class Constants:
 def report(model: nn.Module, small: nn.Module, coupling: Coupling, settled: Settled) -> list[str]:
     """Lines on what went, and on what stayed and why."""
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    channels = channels_of(coupling)
     groups = [group for group in coupling.groups if settled.gone[group.units].any()]
     lines = [
-        f"{int(settled.gone.sum()):,} of {coupling.count:,} channels removed in {len(groups)} of {len(coupling.groups)}"
-        f" groups: {before:,} → {after:,} parameters ({after / before:.3f})"
+        f"{channels[settled.gone].sum():,} of {channels.sum():,} channels removed in {len(groups)} of"
+        f" {len(coupling.groups)} groups: {before:,} → {after:,} parameters ({after / before:.3f})"
     ]
     return lines + left(coupling, settled.frozen)
 
 
 def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
-    """A line per reason why channels stay: those that a trial froze, and those that cannot go."""
+    """A line per reason why channels stay: those that are needed or that a trial froze, and those that cannot go."""
     reasons: dict[str, list[str]] = {}
     for group in (*frozen, *coupling.held):
         for axis in group.axes:
@@ -182,7 +231,9 @@ def left(coupling: Coupling, frozen: Sequence[Group]) -> list[str]:
     return [f"left, {why}: {some(names)}" for why, names in reasons.items()]
 
 
-def _why_nothing(coupling: Coupling) -> str:
+def _why_nothing(coupling: Coupling, kept: Sequence[Group]) -> str:
+    if kept:
+        return "; ".join(left(coupling, kept))
     if coupling.groups:
         return (
             "no channel is zero: one goes when all that makes it is, its weights, bias, and the scale and shift of its norm;"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from abridged.pruning.coupling.groups import Coupling, Units
 from abridged.pruning.coupling.labels import covered
 from abridged.tables import Table
 
+_LAYERS = {"linear": -1, "conv": 1, "conv_transpose": 1}  # the axis of channels
 Gone = npt.NDArray[np.bool_]  # (count,): the units that go
 
 
@@ -133,6 +134,27 @@ def size_left(coupling: Coupling, name: str | None, gone: Gone) -> tuple[int, ..
         for axis in () if stays.all() else covered(units):
             size[axis] = int(np.moveaxis(stays, axis, 0).reshape(units.shape[axis], -1).any(1).sum())
     return tuple(size)
+
+
+def widths(coupling: Coupling) -> Iterator[Units]:
+    """(count,) for every width that a layer with weights reads or writes: how many of its channels each unit is."""
+    nodes = [node for node in coupling.graph if node.op in _LAYERS]
+    for name, op in {str(name): node.op for node in nodes for name in (node.inputs[0], *node.outputs)}.items():
+        for units in coupling.fields.get(name, []):
+            if covered(units) == (_LAYERS[op] % units.ndim,):
+                yield np.bincount(units[units >= 0], minlength=coupling.count)
+
+
+def channels_of(coupling: Coupling) -> Units:
+    """(count,): how many channels each unit of the groups is, in the narrowest width that it has a place in."""
+    most = np.iinfo(np.int64).max
+    least = np.full(coupling.count, most)
+    for counts in widths(coupling):
+        least = np.where(counts > 0, np.minimum(least, counts), least)
+    found = np.zeros(coupling.count, np.int64)
+    for group in coupling.groups:
+        found[group.units] = np.where(least[group.units] < most, least[group.units], 1)
+    return found
 
 
 def numbers(module: nn.Module, changed: Mapping[int, int]) -> set[Number]:
