@@ -155,6 +155,13 @@ def test_when_forward_bears_no_cut_the_error_says_why():
         ab.prune(net, 0.5, pattern="channel", example=torch.zeros(5, 3))
 
 
+def test_a_search_refuses_a_criterion_that_is_learnt():
+    labels = torch.arange(4) % 4
+    data = ab.Data((IMAGE, labels), (IMAGE, labels), (IMAGE, labels))
+    with pytest.raises(ab.UnsupportedError, match="criterion 'movement' is learnt while training"):
+        ab.search_sparsities(cnn(), data, macs=0.5, criterion="movement", episodes=1)
+
+
 def test_parametrized_weights_are_refused_by_name():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 8)), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(ab.UnsupportedError, match=r"^0.weight is made by a parametrization.*remove_parametrizations"):

@@ -121,6 +121,14 @@ def _halved_alike(model: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(small(x), model(x))
 
 
+def test_what_an_output_shares_with_an_embedding_goes_from_both() -> None:
+    net = _tied().eval()
+    ab.prune(net, 0.5, pattern="channel", example=TOKENS, say=None)
+    small = ab.shrink(net, TOKENS, say=None)
+    assert small.o.weight is small.e.weight
+    assert (small.e.embedding_dim, small.h.in_features, small.d.out_features) == (8, 8, 8)
+
+
 @pytest.mark.parametrize("kind", EMBEDDED)
 def test_channels_of_an_embedding_go(kind: str) -> None:
     _halved_alike(EMBEDDED[kind](), TOKENS)

@@ -81,7 +81,11 @@ def couple(graph: Graph, *, exact: bool = True) -> Coupling:
     names, units = np.unique(np.where(free, parts, -1), return_inverse=True)
     units = units - (1 if names[0] == -1 else 0)  # of each label; −1: cannot go
     ends = _mask(flow.consumed, flow.size)
-    axes = tuple(Axis(a.constant, a.axis, units[a.labels], bool(ends[a.labels[0]])) for a in flow.axes)
+    looked = {node.inputs[0] for node in graph if node.op == "take"}  # tied to an embedding: it makes channels, too
+    axes = tuple(
+        Axis(a.constant, a.axis, units[a.labels], bool(ends[a.labels[0]]) and a.constant not in looked)
+        for a in flow.axes
+    )
     heads = np.unique(units[_mask(flow.heads, flow.size)])
     endings = tuple(Ending(use.node, units[use.labels], use.operands) for use in flow.uses)
     return Coupling(
