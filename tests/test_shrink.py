@@ -185,6 +185,15 @@ def test_inexact_narrows_norms_of_groups(norm: nn.Module) -> None:
         torch.testing.assert_close(small(IMAGE), net(IMAGE))
 
 
+def test_inexact_narrows_a_norm_that_derives_what_it_adds_from_the_dtype() -> None:
+    net = randomize(nn.Sequential(nn.Linear(5, 8), nn.RMSNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))).eval()
+    x = torch.randn(2, 5)
+    ab.prune(net, 0.5, pattern="channel", exact=False, example=x)
+    small = shrink(net, x, exact=False)
+    assert (small[0].out_features, small[1].normalized_shape, small[2].out_features) == (4, (4,), 3)
+    assert small[1].eps is None
+
+
 def _silenced(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model[0].parameters():

@@ -60,13 +60,22 @@ def cut(
         if tensor.is_floating_point() and id(tensor) not in replaced:
             replaced[id(tensor)] = _part(tensor, {}, None, dtype)
     small: nn.Module = copy.deepcopy(model, dict(replaced))
-    small = small.to(dtype) if dtype else small  # buffers that are not saved
+    if dtype:
+        small = small.to(dtype)  # buffers that are not saved
+        _keep_eps(small, next((t.dtype for t in tensors.values() if t.is_floating_point()), dtype))
     for fold in folds:
         if fold.node.inputs[2] is None:
             rows = next(iter(kept.get(str(fold.node.inputs[1]), {0: None}).items()))
             _new_bias(small.get_submodule(fold.node.path), fold.shift, rows[1] if rows[0] == 0 else None)
     _put_right(model, small, coupling, gone, left)
     return small
+
+
+def _keep_eps(module: nn.Module, dtype: torch.dtype) -> None:
+    """What is added in a norm that derives it from the dtype stays as it was in this one."""
+    for norm in module.modules():
+        if isinstance(norm, nn.RMSNorm) and norm.eps is None:
+            norm.eps = torch.finfo(dtype).eps
 
 
 def _kept(coupling: Coupling, gone: Gone) -> dict[str, dict[int, Tensor]]:
