@@ -87,7 +87,9 @@ def thin_of(case: Case, row: str, ratio: float) -> nn.Module:
         inputs, labels = (part[: UPDATES * BATCH] for part in case.data.train)
         few = dataclasses.replace(case.data, train=(inputs, labels), val=(inputs[:BATCH], labels[:BATCH]))
         epochs = UPDATES // -(-len(inputs) // BATCH)
-        ab.distill(thin, case.model, few, epochs=epochs, alpha=1.0, batch_size=BATCH, optimizer=partial(adamw, case.rate))
+        ab.distill(
+            thin, case.model, few, epochs=epochs, alpha=1.0, batch_size=BATCH, optimizer=partial(adamw, case.rate)
+        )
     return thin.eval()
 
 
