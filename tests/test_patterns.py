@@ -34,7 +34,7 @@ def test_law_of_patterns(name, shape, density):
     assert mask.dtype == torch.bool
     assert mask.shape == scores.shape
     kept = layout.alive(mask)
-    assert torch.equal(layout.expand(kept).reshape(scores.shape), mask), "units stay or go whole"
+    assert torch.equal(layout.expand(kept, scores.shape), mask), "units stay or go whole"
     assert (kept.sum(1) == count(density, arranged.shape[1])).all(), "each set keeps its count exactly"
 
 

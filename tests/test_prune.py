@@ -93,7 +93,7 @@ def test_every_combination_is_right_or_refused_with_a_reason(criterion, pattern,
         assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
         for name, weight in weights_of(model, masks).items():
             mask = weight.form.canonical(masks[name])
-            assert torch.equal(layouts[name].expand(layouts[name].alive(mask)).reshape(mask.shape), mask), "units whole"
+            assert torch.equal(layouts[name].expand(layouts[name].alive(mask), mask.shape), mask), "units whole"
     assert all("\n" not in reason and len(reason) > 30 for reason in reasons), "refused with a reason, in one line"
 
 
@@ -206,6 +206,22 @@ def test_threshold_removes_what_is_below_it_and_nothing_else(values, threshold):
 def test_weight_that_equals_the_threshold_in_its_own_precision_stays(dtype):
     model = linear_of([[0.7, -0.7, 0.69, 0.1]], dtype)
     assert prune(model, threshold=0.7)["weight"].tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "row", "column", "kernel", "block 1x2", "block 2x1"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_threshold_in_any_layer_is_the_sum_over_each_unit(groups, pattern):
+    plain, turned = nn.Conv2d(8, 4, 3, groups=groups), nn.ConvTranspose2d(8, 4, 3, groups=groups)
+    canonical = plain.weight.detach().reshape(groups, 4 // groups, 8 // groups, 9)
+    turned.weight.data = canonical.transpose(1, 2).reshape(turned.weight.shape).clone()
+    layout = PATTERNS[pattern].layout(tuple(canonical.shape))
+    scores = layout.score(canonical.abs())
+    threshold = float(scores.mean())
+    wanted = layout.expand(scores >= threshold, canonical.shape)
+    ours, theirs = (prune(model, threshold=threshold, pattern=pattern)["weight"] for model in (plain, turned))
+    assert torch.equal(ours.reshape(canonical.shape), wanted)
+    assert torch.equal(theirs.reshape(groups, 8 // groups, 4 // groups, 9).transpose(1, 2), wanted)
+    assert 0 < int(wanted.sum()) < wanted.numel()
 
 
 def test_threshold_zero_holds_the_zeros_there_are():

@@ -47,11 +47,11 @@ class Layout:
         arranged = self.arrange(scores)
         return arranged.sum(2) if arranged.shape[2] > 1 else arranged[:, :, 0]
 
-    def expand(self, kept: Tensor) -> Tensor:
-        """Booleans (sets, units) → booleans of the axes `split`, equal for all members of a unit."""
+    def expand(self, kept: Tensor, shape: torch.Size) -> Tensor:
+        """Booleans (sets, units) → booleans of `shape` (groups, outputs, inputs, taps), equal for all members of a unit."""
         sizes = [self.split[axis] for axis in self._order]
         spread = kept.reshape(sizes[: len(sizes) - len(self.members)] + [1] * len(self.members)).expand(sizes)
-        return spread.permute([self._order.index(axis) for axis in range(len(sizes))])
+        return spread.permute([self._order.index(axis) for axis in range(len(sizes))]).reshape(shape)
 
     def alive(self, kept: Tensor) -> Tensor:
         """Booleans (groups, outputs, inputs, taps) → (sets, units): True where any member is."""
@@ -60,7 +60,7 @@ class Layout:
 
     def mask(self, units: Tensor, density: float, shape: torch.Size, guess: float | None = None) -> Tensor:
         """Booleans of `shape`, True for the weights of the best units of each set: `count` says how many, `top` which."""
-        return self.expand(top(units, count(density, units.shape[1]), guess)).reshape(shape)
+        return self.expand(top(units, count(density, units.shape[1]), guess), shape)
 
     @property
     def _order(self) -> tuple[int, ...]:

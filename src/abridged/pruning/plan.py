@@ -155,13 +155,14 @@ class Plan:
         step: int,
         share: float,
     ) -> dict[str, Tensor]:
+        shapes = {name: weight.canonical.shape for name, weight in weights.items()}
         if self.threshold is not None:
             kept = {
-                n: layouts[n].expand(_at_least(layer, weights[n].values, self.threshold)) for n, layer in layers.items()
+                n: layouts[n].expand(_at_least(layer, weights[n].values, self.threshold), shapes[n])
+                for n, layer in layers.items()
             }
         else:
             densities = self._densities(layers, step, share)
-            shapes = {name: weight.canonical.shape for name, weight in weights.items()}
             # LAMP's ranking is of other scores than the units': their cut is none here, and is not taken for one.
             cut = densities.cut if isinstance(densities, Ranked) and self.allocation == "global" else None
             kept = {n: layouts[n].mask(layer.units, densities[n], shapes[n], cut) for n, layer in layers.items()}

@@ -219,7 +219,7 @@ def _survivors(way: Regrowth, layout: Layout, layer: Evidence, t: float) -> tupl
 def _grown(way: Regrowth, layout: Layout, layer: Evidence, stay: Tensor, gained: int) -> Tensor:
     """The mask with `gained` units more than `stay`, the same number in each group."""
     scores = layout.score(_ranked(GROWTHS[way.grow](layer))).masked_fill_(stay, -math.inf)
-    return layout.expand(stay | top(scores, gained // len(stay))).reshape(layer.weight.shape)
+    return layout.expand(stay | top(scores, gained // len(stay)), layer.weight.shape)
 
 
 def _ranked(scores: Tensor) -> Tensor:
