@@ -88,7 +88,7 @@ def test_zeros_stay_zero_and_the_rest_learns(name, accumulate):
 
 
 @quick
-@given(st.just(0.0) | st.floats(0.02, 1), st.sampled_from(["uniform", "global"]), st.sampled_from(list(OPTIMIZERS)))
+@given(st.floats(0.02, 1), st.sampled_from(["uniform", "global"]), st.sampled_from(list(OPTIMIZERS)))
 def test_zeros_stay_zero_at_any_sparsity(sparsity, allocation, name):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
@@ -430,8 +430,8 @@ def test_resumed_run_is_the_same_run(schedule, criterion, stop, tmp_path):
     optimizer_state = copy.deepcopy(optimizer.state_dict())
     train(whole, optimizer, range(stop, 15))
 
+    again = prune(resumed, 0.1)  # whatever it was made by, the state decides
     load_into(resumed, tmp_path / "model")
-    again = prune(resumed, 0.0)  # whatever it was made by, the state decides
     again.load_state_dict({**read(tmp_path / "masks"), **json.loads(scalars)})
     assert again.plan == prune(net(), 0.8, **options).plan
     optimizer = OPTIMIZERS["adamw"](resumed.parameters())

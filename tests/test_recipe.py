@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +104,50 @@ def test_what_the_caller_says_replaces_what_the_recipe_says():
         ("steps:\n - prune: {sparsity: 0.5}\n - prune: {sparsity: 0.5, pattern: channel}", 1, "prune channels first"),
         ("steps:\n - prune: {sparsity: 0.5, pattern: channel}\n - prune: {sparsity: 0.5}", 1, "put shrink between"),
         ("steps:\n - prune: {sparsity: 0.5, pattern: heads}\n - factorize: {rank: 2}", 1, "put shrink between"),
+        ("steps:\n - prune: {sparsity: true}", 2, "sparsity: input should be a valid number, not True"),
+        ("steps:\n - prune: {sparsity: '0.9'}", 2, "sparsity: input should be a valid number, not '0.9'"),
+        ("steps:\n - prune: {keep: true}", 2, "keep: input should be a valid integer, not True"),
+        ("steps:\n - prune: {keep: '5'}", 2, "keep: input should be a valid integer, not '5'"),
+        ("steps:\n - prune: {pattern: channel, macs: true}", 2, "macs: input should be a valid number, not True"),
+        ("steps:\n - prune: {sparsity: 0.5, epochs: true}", 2, "epochs: input should be a valid integer, not True"),
+        ("steps:\n - prune: {sparsity: 0.5, lr: true}", 2, "lr: input should be a valid number, not True"),
+        ("steps:\n - prune: {sparsity: 0.5, ramp: true}", 2, "ramp: input should be a valid number, not True"),
+        ("steps:\n - prune: {sparsity: 0.5, weight_decay: '1'}", 2, "weight_decay: input should be a valid number"),
+        ("steps:\n - prune: {sparsity: 0.5, reestimate: 1}", 2, "reestimate: input should be a valid boolean, not 1"),
+        ("steps:\n - factorize: {ratio: 0.5, measured: 'no'}", 2, "measured: input should be a valid boolean"),
+        ("steps:\n - finetune\n - deploy: {threads: true}", 3, "threads: input should be a valid integer, not True"),
+        ("budget: {bytes: true}\nsteps:\n - finetune", 1, "bytes: input should be a valid integer, not True"),
+        ("budget: {accuracy_drop: true}\nsteps:\n - finetune", 1, "accuracy_drop: input should be a valid number"),
+        ("control: 'no'\nsteps:\n - finetune", 1, "control: input should be a valid boolean"),
+        ("steps:\n - prune: {sparsity: 0}", 2, "sparsity=0 removes nothing: ask for more"),
+        ("steps:\n - prune: {sparsity: 0, pattern: channel}", 2, "sparsity=0.0 removes nothing"),
+        ("steps:\n - prune: {macs: 1, pattern: channel}", 2, "macs=1.0 removes nothing"),
+        ("steps:\n - prune: {allocation: {fc: 0}}", 2, "every sparsity in it is 0"),
+        ("steps:\n - prune: {sparsity: 0.7, pattern: '2:4'}", 2, "pattern '2:4' removes 0.5 of the weights"),
+        ("steps:\n - prune: {pattern: '2:4', allocation: global}", 2, "use allocation='uniform'"),
+        ("steps:\n - prune: {pattern: '2:4', regrow: sparse-momentum}", 2, "layers cannot compete for the weights"),
+        ("steps:\n - prune: {macs: 0.5}", 2, "macs does not go with pattern 'unstructured'"),
+        ("steps:\n - prune: {parameters: 0.5, pattern: row}", 2, "parameters does not go with pattern 'row'"),
+        ("steps:\n - prune: {sparsity: 0.5, exact: false}", 2, "exact does not go with pattern 'unstructured'"),
+        ("steps:\n - prune: {sparsity: 0.5, round_to: 4}", 2, "round_to does not go with pattern 'unstructured'"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, schedule: cubic}", 2, "schedule does not go with pattern"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, regrow: rigl}", 2, "regrow does not go with pattern"),
+        ("steps:\n - prune: {threshold: 0.5, pattern: channel}", 2, "threshold does not go with pattern"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, of: macs}", 2, "of does not go with pattern"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, every: 3}", 2, "every does not go with pattern"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: heads, allocation: erk}", 2, "'erk' does not work on channels"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: heads, allocation: sensitivity}", 2, "channels are coupled"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, allocation: ddpg}", 2, "give macs= alone"),
+        ("steps:\n - prune: {sparsity: 0.5, pattern: channel, criterion: movement}", 2, "learnt while training"),
+        ("steps:\n - prune: {sparsity: 0.5, criterion: fpgm}", 2, "it needs pattern='row' or 'channel'"),
+        ("steps:\n - prune: {sparsity: 0.5, criterion: bn-scale}", 2, "it needs pattern='channel'"),
+        ("steps:\n - prune: {sparsity: 0.5, criterion: movement, schedule: one-shot}", 2, "learnt while training"),
+        ("steps:\n - prune: {sparsity: 0.5, allocation: ddpg}", 2, "give sparsity and of='macs'"),
+        ("steps:\n - prune: {sparsity: 0.5, of: macs, allocation: td3, criterion: synflow}", 2, "a search tries hundreds"),
+        ("steps:\n - prune: {threshold: 0.1, schedule: one-shot, allocation: sensitivity}", 2, "nothing to allocate"),
+        ("steps:\n - prune: {allocation: {fc: 0.5}, include: [fc]}", 2, "leave out include"),
+        ("steps:\n - prune: {sparsity: 0.5, schedule: one-shot, every: 3}", 2, "leave out steps and every"),
+        ("steps:\n - prune: {sparsity: 0.5, regrow: {drop: snip}}", 2, "a regrowth drops by weights alone"),
         ("steps: &a\n - *a", None, "alias of itself"),
         ("steps:\n - prune: 3", 2, "options must be a mapping"),
         ("steps:\n - {prune: {}, distill: {}}", 2, "step 1 must be one"),
@@ -124,6 +169,13 @@ def test_a_mistake_is_named_with_its_line_and_the_nearest_right_word(text, line,
     message = complaint(text)
     assert words in message
     assert message.startswith("r.yaml: " if line is None else f"r.yaml, line {line}: ")
+
+
+def test_whole_numbers_are_numbers_and_a_threshold_may_be_zero():
+    (step,) = recipes.load([{"prune": {"sparsity": 1, "lr": 1, "weight_decay": 0, "epochs": np.int64(3)}}]).steps
+    assert (step.sparsity, step.lr, step.weight_decay, step.epochs) == (1.0, 1.0, 0.0, 3)
+    (step,) = recipes.load([{"prune": {"threshold": 0, "schedule": "one-shot"}}]).steps
+    assert step.threshold == 0
 
 
 def test_a_recipe_that_is_not_there(tmp_path):

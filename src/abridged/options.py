@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, SupportsIndex
 
 from pydantic import (
     AfterValidator,
@@ -12,18 +14,32 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     model_validator,
 )
 
 from abridged.distillation import courses
+from abridged.errors import InputError, UnsupportedError
 from abridged.tables import Table
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+
+def _index(given: Any) -> Any:
+    """Whole numbers of any library as Python's; all else as it is."""
+    whole = isinstance(given, SupportsIndex) and not isinstance(given, bool)
+    return operator.index(given) if whole else given
+
+
+# Strict: a truth value or a text is no number. A whole number is one wherever a number is asked for.
+Number = Annotated[float, Field(strict=True)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Whole = Annotated[StrictInt, BeforeValidator(_index)]
+OneOrMore = Annotated[Whole, Field(ge=1)]
 ONE_OR_MORE = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
 Names = Annotated[tuple[str, ...], ONE_OR_MORE]  # one name or glob, or a list of them
+STEPS_TO_COME = 100  # of a training whose length is not known yet
 AMOUNTS = ("sparsity", "threshold", "keep", "macs", "parameters")
 
 
@@ -93,13 +109,13 @@ STEPS: Table[type[Step]] = Table("step")
 class Training(Step):
     """Options of every step that trains."""
 
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: OneOrMore = 10
     lr: Positive = 1e-3
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[Number, Field(ge=0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: OneOrMore = 64
     clip: Positive | None = 1.0  # largest gradient norm
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -137,10 +153,10 @@ class Prune(Teaching):
     """Set weights to zero, by exactly one amount. With a schedule or regrow, while training `epochs` epochs."""
 
     kind = "prune"
-    epochs: Annotated[int, Field(ge=0)] = 10
+    epochs: Annotated[Whole, Field(ge=0)] = 10
     sparsity: Fraction | None = None
-    threshold: Positive | None = None
-    keep: Annotated[int, Field(ge=0)] | None = None
+    threshold: Annotated[Number, Field(ge=0)] | None = None
+    keep: Annotated[Whole, Field(ge=0)] | None = None
     macs: Fraction | None = None  # share left; of the patterns channel and heads, as `parameters` is
     parameters: Fraction | None = None
     of: Literal["weights", "macs"] = "weights"  # what the sparsity is a fraction of
@@ -149,12 +165,12 @@ class Prune(Teaching):
     allocation: Annotated[Any, AfterValidator(_allocation)] = "global"  # or {glob: sparsity}, or an agent
     schedule: Annotated[str, _known("pruning.schedules", "SCHEDULES")] = "cubic"
     regrow: Annotated[Any, AfterValidator(_regrow)] = None  # a name, or the four choices
-    every: Annotated[int, Field(ge=1)] | None = None  # training updates between two choices
+    every: OneOrMore | None = None  # training updates between two choices
     solver: Annotated[str, _known("pruning.solvers", "SOLVERS")] = "none"  # repairs the weights that stay
-    reestimate: bool = False  # the statistics of batch norms, too
-    exact: bool = True  # of channels: False narrows what norms read
-    round_to: Annotated[int, Field(ge=1)] = 1  # channels of each group
-    ramp: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
+    reestimate: StrictBool = False  # the statistics of batch norms, too
+    exact: StrictBool = True  # of channels: False narrows what norms read
+    round_to: OneOrMore = 1  # channels of each group
+    ramp: Annotated[Number, Field(gt=0, le=1)] = 0.7  # share of the training until the final sparsity is reached
     include: Names = ("*",)
     exclude: Names = ()
 
@@ -205,6 +221,18 @@ class Prune(Teaching):
             raise ValueError("regrow exchanges weights while training: give epochs ≥ 1")
         return self
 
+    @model_validator(mode="after")
+    def _together(self) -> Prune:
+        """What `prune` refuses by its options alone is refused before anything is trained."""
+        asked = _entry("pruning.asked", "Asked")
+        options = {field.name: getattr(self, field.name, None) for field in fields(asked)}
+        options["steps"] = STEPS_TO_COME if self.regrow is not None or self.schedule != "one-shot" else None
+        try:
+            asked(**options).check()
+        except UnsupportedError as error:
+            raise InputError(str(error)) from None
+        return self
+
     @property
     def structured(self) -> bool:
         """Whether whole channels go, which `shrink` removes."""
@@ -239,7 +267,7 @@ class Shrink(Step):
     """Remove for good the channels that a prune step before made zero; the network is a smaller one then."""
 
     kind = "shrink"
-    exact: bool = True  # False narrows what norms read, as the prune step before does with exact: false
+    exact: StrictBool = True  # False narrows what norms read, as the prune step before does with exact: false
 
     @property
     def title(self) -> str:
@@ -262,12 +290,12 @@ class Factorize(Step):
     kind = "factorize"
     method: Annotated[str | tuple[str, ...], _known("factorization.methods", "METHODS")] = "svd"
     rank: Annotated[Rank | dict[str, Rank] | None, BeforeValidator(_rank)] = None
-    energy: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    ratio: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    energy: Annotated[Number, Field(gt=0, le=1)] | None = None
+    ratio: Annotated[Number, Field(gt=0, lt=1)] | None = None
     of: Literal["parameters", "macs", "seconds"] = "parameters"
-    measured: bool = False  # a layer whose factors are not faster on the recipe's target stays dense
-    calibrate: bool = False  # the last factors are fitted to what the layers see of the training data
-    lose_zeros: bool = False  # allows factors of weights that were pruned: they are dense again
+    measured: StrictBool = False  # a layer whose factors are not faster on the recipe's target stays dense
+    calibrate: StrictBool = False  # the last factors are fitted to what the layers see of the training data
+    lose_zeros: StrictBool = False  # allows factors of weights that were pruned: they are dense again
     include: Names = ("*",)
     exclude: Names = ()
 
@@ -322,7 +350,7 @@ class Deploy(Step):
 
     kind = "deploy"
     target: Annotated[str, _known("targets", "TARGETS")] = "onnxruntime"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: OneOrMore | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     beside: Annotated[tuple[Annotated[str, _known("targets", "TARGETS")], ...], ONE_OR_MORE] = ()
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, model_validator
 
 from abridged import written
 from abridged.errors import NOTHING, InputError, expect, nearest
@@ -18,7 +18,7 @@ from abridged.options import Deploy as Deploy
 from abridged.options import Distill as Distill
 from abridged.options import Factorize as Factorize
 from abridged.options import Finetune as Finetune
-from abridged.options import Fraction, Positive
+from abridged.options import Fraction, OneOrMore, Positive
 from abridged.options import Prune as Prune
 from abridged.options import Shrink as Shrink
 from abridged.options import Step as Step
@@ -46,7 +46,7 @@ class Budget(Stated):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     latency_ratio: Positive | None = None  # compressed / dense, same target
     latency_ms: Positive | None = None
-    bytes: Annotated[int, Field(gt=0)] | None = None
+    bytes: OneOrMore | None = None
     accuracy_drop: Fraction | None = None  # in the target runtime, on the held-out split
 
 
@@ -55,7 +55,7 @@ class Recipe(Stated):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     name: str = "recipe"
-    control: bool = True
+    control: StrictBool = True
     budget: Budget = Budget()
     steps: tuple[Step, ...]
 

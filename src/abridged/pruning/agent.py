@@ -163,7 +163,7 @@ def search_sparsities(
         options |= {"criterion": criterion, "exact": exact, "heads": pattern == "heads", "round_to": round_to}
         prunable = PrunableChannels(model, inputs, collector, most, seed=seed, **options)
     else:
-        plan = Plan(1.0, criterion=criterion, pattern=pattern, allocation="per layer", of="macs", seed=seed)
+        plan = Plan(1.0, criterion=criterion, pattern=pattern, allocation=agent, of="macs", seed=seed)
         prunable = PrunableWeights(model, inputs, collector, plan, **options)
     with _own_randomness():
         work = _Search(

@@ -55,13 +55,13 @@ class Plan:
     def refusal(self) -> str | None:
         """Why criterion, pattern, allocation and schedule do not go together; None where they do."""
         criterion, pattern = CRITERIA[self.criterion], PATTERNS[self.pattern]
+        if criterion.needs & {"scale", "active", "activation"}:
+            return f"criterion '{self.criterion}' judges coupled channels: it needs pattern='channel'"
         if criterion.per == "output" and not pattern.outputs:
             return (
                 f"criterion '{self.criterion}' judges whole output channels: it needs pattern='row' or 'channel',"
                 f" not '{self.pattern}'"
             )
-        if criterion.needs & {"scale", "active", "activation"}:
-            return f"criterion '{self.criterion}' judges coupled channels: it needs pattern='channel'"
         if "movement" in criterion.needs and not self.gradual:
             return (
                 f"criterion '{self.criterion}' is learnt while training: give a schedule such as 'cubic' and steps, and"
@@ -69,7 +69,17 @@ class Plan:
             )
         if self.regrow and (needs := CRITERIA[self.regrow.drop].needs):
             return f"a regrowth drops by weights alone, and '{self.regrow.drop}' needs {' and '.join(sorted(needs))}"
+        if self.allocation in AGENTS and criterion.rounds > 1:
+            return (
+                f"criterion '{self.criterion}' is taken anew in rounds for each density, and a search tries hundreds:"
+                " choose another"
+            )
         if pattern.density is not None:
+            if self.regrow and self.regrow.redistribute != "none":
+                return (
+                    f"pattern '{self.pattern}' fixes the density inside each group, so layers cannot compete for the"
+                    " weights that grow; use a regrowth with redistribute='none', such as 'rigl'"
+                )
             if self.threshold is not None:
                 return f"a threshold cannot keep a pattern of groups such as '{self.pattern}'; leave it out"
             if self.allocation != "uniform" or self.of != "weights":

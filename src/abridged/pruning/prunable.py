@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from abridged.data.batches import each
 from abridged.data.data import forward
 from abridged.data.evaluate import device_of
-from abridged.errors import UnsupportedError
 from abridged.pruning.allocation import Layer
 from abridged.pruning.channels import channels, macs_by_node, makers_of, masks_of, sparsity_of, zeroed
 from abridged.pruning.collect import Collector
-from abridged.pruning.criteria import CRITERIA
 from abridged.pruning.layers import form_of, weights_of
 from abridged.pruning.plan import Plan
 from abridged.pruning.select import select
@@ -74,11 +72,6 @@ class PrunableWeights:
         exclude: Sequence[str],
     ) -> None:
         plan.check()
-        if CRITERIA[plan.criterion].rounds > 1:
-            raise UnsupportedError(
-                f"criterion '{plan.criterion}' is taken anew in rounds for each density, and a search tries hundreds:"
-                " choose another"
-            )
         self.model = copy.deepcopy(model).eval()
         names, _, self.left = select(self.model, include, exclude)
         self._weights = weights_of(self.model, names)

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
-from typing import Any, SupportsIndex
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from abridged import progress
 from abridged.data import Data
-from abridged.errors import InputError, UnsupportedError, expect
+from abridged.errors import InputError
 from abridged.globs import listed
 from abridged.progress import Say, tell
 from abridged.pruning.agent import Search, search_sparsities
 from abridged.pruning.agents import AGENTS
-from abridged.pruning.channels import Goal, Repair, prune_channels, refuse
+from abridged.pruning.asked import Allocation, Amount, Asked, kinds, whole
+from abridged.pruning.channels import Goal, Repair, prune_channels
 from abridged.pruning.collect import Collector
 from abridged.pruning.layers import weights_of
 from abridged.pruning.masks import Masks
-from abridged.pruning.patterns import PATTERNS, STRUCTURED
 from abridged.pruning.plan import Plan
 from abridged.pruning.ranking import count
-from abridged.pruning.regrow import Regrowth, regrowth
-from abridged.pruning.schedules import SCHEDULES
+from abridged.pruning.regrow import Regrowth
 from abridged.pruning.select import glob, select
 from abridged.pruning.sensitivity import Sensitivity, sensitivity
-from abridged.pruning.solvers import SOLVERS, repair
-
-Allocation = str | Mapping[str, float] | Sensitivity | None
+from abridged.pruning.solvers import repair
 
 
 def prune(
@@ -114,49 +109,31 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prune takes an nn.Module, not {type(model).__name__}")
-    _kinds(allocation, seed, exact, say)
-    collector = Collector(data, example, _whole("samples", samples, 1))
+    kinds(allocation, seed, exact, reestimate, say)
+    collector = Collector(data, example, whole("samples", samples, 1))
     which: dict[str, Any] = {"include": listed(include), "exclude": listed(exclude)}
-    given: dict[str, Any]
-    if pattern in STRUCTURED:
-        given = {"threshold": threshold, "keep": keep, "regrow": regrow, "steps": steps, "every": every}
-        given |= {"of": None if of == "weights" else of, "schedule": None if schedule == "one-shot" else schedule}
-        refuse(pattern, given)
-        SOLVERS[solver]
+    asked = Asked(
+        sparsity=sparsity, threshold=threshold, keep=keep, macs=macs, parameters=parameters, of=of, criterion=criterion,
+        pattern=pattern, allocation=allocation, schedule=schedule, regrow=regrow, steps=steps, every=every, solver=solver,
+        reestimate=reestimate, exact=exact, round_to=round_to, include=which["include"],
+    )  # fmt: skip
+    if isinstance(allocation, Mapping):
+        which["include"] = tuple(allocation)
+    if asked.structured:
+        goal = asked.goal()
 
         def mend(whole: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
             return repair(whole, masks, solver, data, norms=reestimate, samples=samples, seed=seed)[1]
 
         which |= {"criterion": criterion, "exact": exact, "round_to": round_to, "seed": seed}
         which |= {"mend": mend if solver != "none" or reestimate else None}
-        goal = Goal(sparsity, macs, parameters)
         masks = _prune_channels(model, goal, allocation, pattern, data, example, collector, **which)
     else:
-        given = {"macs": macs, "parameters": parameters, "round_to": None if round_to == 1 else round_to}
-        refuse(f"'{pattern}' (only 'channel' and 'heads' do)", {**given, "exact": None if exact else exact})
-        way = regrowth(regrow)
-        amount = Amount(sparsity, threshold, keep, of).checked(pattern, allocation)
-        length, interval = _length(schedule, steps, every, threshold, way)
-        plan = Plan(
-            criterion=criterion, pattern=pattern, schedule=schedule, steps=length, every=interval, seed=seed,
-            regrow=way, of=of,
-        )  # fmt: skip
+        plan = replace(asked.plan(), seed=seed)
         which |= {"solver": solver, "reestimate": reestimate, "samples": samples}
-        masks = _prune_weights(model, amount, allocation, plan, data, example, collector, **which)
+        masks = _prune_weights(model, asked.amount(), allocation, plan, data, example, collector, **which)
     tell(masks.summary, say)
     return masks
-
-
-def _kinds(allocation: Any, seed: Any, exact: Any, say: Any) -> None:
-    """Raises `InputError` for arguments of the wrong kind that nothing else looks at."""
-    expect(
-        allocation, (str, Mapping, Sensitivity, type(None)),
-        "allocation must be a name, a mapping of globs to sparsities, or what ab.sensitivity gave",
-    )  # fmt: skip
-    _whole("seed", seed, 0)
-    expect(exact, bool, "exact must be True or False")
-    if say is not None and not callable(say):
-        raise InputError(f"say must be a function of a line, or None for silence, not {say!r}")
 
 
 def _prune_weights(
@@ -175,15 +152,10 @@ def _prune_weights(
     samples: int,
 ) -> Masks:
     """Choose single weights, or units inside a layer, and write the zeros. `plan` says all but how much."""
-    if isinstance(allocation, Mapping):
-        include = _globs(allocation, amount, include)
     names, what, left = select(model, include, exclude)
-    plan = _with_amount(plan, model, names, amount, allocation)
-    plan.check()
+    plan = replace(plan, density=amount.density(sum(model.get_parameter(name).numel() for name in names)))
     collector.check(plan.criterion, plan.needs)
     repaired = solver != "none" or reestimate
-    if repaired and (plan.gradual or plan.regrow):
-        raise InputError("a solver repairs what is pruned at once: leave schedule at 'one-shot' and regrow out")
     layers = _layers(plan, model, names, allocation, data, example, collector, samples)
     if layers is not None:
         stay = sum(share * model.get_parameter(name).numel() for name, share in layers.items())
@@ -215,16 +187,15 @@ def _check_removes(plan: Plan, chosen: Mapping[str, Tensor], amount: Amount, all
         none = all(bool(mask.all()) for mask in chosen.values())
     if not none:
         return
-    if amount.threshold:
-        raise InputError(
-            f"threshold={amount.threshold} removes nothing: no {plan.criterion} score is below it; ask for more"
-        )
-    asked = max(allocation.values()) if isinstance(allocation, Mapping) else amount.sparsity
-    if asked:
-        raise InputError(
-            f"sparsity={asked} removes nothing: of {total:,} weights ({plan.pattern}, {plan.allocation}) it comes to less"
-            " than half of the least that can go; ask for more"
-        )
+    if amount.threshold is not None:
+        why = f"no {plan.criterion} score is below it" if amount.threshold else "no weight is zero"
+        raise InputError(f"threshold={amount.threshold} removes nothing: {why}; ask for more")
+    asked = f"sparsity={amount.sparsity}" if amount.keep is None else f"keep={amount.keep}"
+    asked = f"sparsity={max(allocation.values())}" if isinstance(allocation, Mapping) else asked
+    raise InputError(
+        f"{asked} removes nothing: of {total:,} weights ({plan.pattern}, {plan.allocation}) it comes to less"
+        " than half of the least that can go; ask for more"
+    )
 
 
 def _prune_channels(
@@ -239,19 +210,12 @@ def _prune_channels(
     **options: Any,
 ) -> Masks:
     """Choose coupled channels, and write the zeros."""
-    if isinstance(allocation, Sensitivity) or allocation == "sensitivity":
-        raise UnsupportedError(
-            "sensitivity curves are of single layers, channels are coupled: use 'uniform', 'global', an agent such as"
-            " 'ddpg', or a mapping of globs to sparsities"
-        )
     if isinstance(allocation, str) and allocation in AGENTS:
-        if goal.macs is None or goal.sparsity is not None or goal.parameters is not None:
-            raise InputError(f"allocation '{allocation}' searches under a budget of MACs: give macs= alone")
+        assert goal.macs is not None
         found = _search(model, data, example, goal.macs, allocation, pattern=pattern, **options)
         goal, allocation = Goal(), found.sparsities
-        options |= {"include": ("*",), "exclude": ()}
-    if isinstance(allocation, Mapping):
-        options["include"] = _globs(allocation, Amount(goal.sparsity), options["include"])
+        options |= {"include": tuple(allocation), "exclude": ()}
+    assert not isinstance(allocation, Sensitivity)
     return prune_channels(
         model, goal, example=example, collector=collector, heads=pattern == "heads",
         allocation=allocation or "uniform", repair=mend, **options,
@@ -259,20 +223,6 @@ def _prune_channels(
 
 
 # --- layer by layer -----------------------------------------------------------------------------------------------
-
-
-def _globs(allocation: Mapping[str, Any], amount: Amount, include: Sequence[str]) -> tuple[str, ...]:
-    """The globs of an allocation that says the sparsity of each layer itself, checked."""
-    if given := amount.given:
-        raise InputError(f"allocation says what to prune and how much: leave out {given[0]}")
-    if tuple(include) not in (("*",), ()):
-        raise InputError("allocation says what to prune and how much: leave out include")
-    if not allocation:
-        raise InputError("allocation names no layer: name some, or give exactly one of sparsity, threshold and keep")
-    for key, value in allocation.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-            raise InputError(f"allocation['{key}'] must be a sparsity in [0, 1], not {value!r}")
-    return tuple(allocation)
 
 
 def _layers(
@@ -295,8 +245,7 @@ def _layers(
             curves = _curves(model, data, names, samples=samples, **options)
         return _by_curves(model, curves, plan.density, names, plan, collector)
     if allocation is not None and allocation in AGENTS:
-        if plan.of != "macs" or plan.density is None:
-            raise InputError(f"allocation '{allocation}' searches under a budget of MACs: give sparsity and of='macs'")
+        assert plan.density is not None
         found = _search(model, data, example, plan.density, allocation, include=names, **options)
         return {name: 1 - sparsity for name, sparsity in found.sparsities.items()}
     return None
@@ -323,8 +272,7 @@ def _by_curves(
     collector: Collector,
 ) -> dict[str, float]:
     """The density of each layer from curves, under the count of weights or of MACs."""
-    if density is None:
-        raise InputError("a threshold leaves nothing to allocate: give sparsity with allocation='sensitivity'")
+    assert density is not None
     if unlike := set(names) ^ set(curves.losses):
         raise InputError(f"the sensitivity curves are of other layers: {min(unlike)}; use the same include and exclude")
     weights = weights_of(model, names)
@@ -333,105 +281,3 @@ def _by_curves(
         stats = collector(model, weights, {}, frozenset({"positions"}))
         costs = {name: weight.values.numel() * (stats[name].positions or 0.0) for name, weight in weights.items()}
     return curves.allocate(density, costs)
-
-
-# --- how much, and when ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much goes: exactly one of the three is set."""
-
-    sparsity: float | None = None
-    threshold: float | None = None
-    keep: int | None = None
-    of: str = "weights"
-
-    @property
-    def given(self) -> list[str]:
-        return [name for name in ("sparsity", "threshold", "keep") if getattr(self, name) is not None]
-
-    def checked(self, pattern: str, allocation: Allocation) -> Amount:
-        """The same with the sparsity that a pattern fixes; raises `InputError` for what is out of range."""
-        if self.of not in ("weights", "macs"):
-            raise InputError(f"of must be 'weights' or 'macs', not {self.of!r}: what the sparsity is a fraction of")
-        fixed = PATTERNS[pattern].density
-        if isinstance(allocation, Mapping):
-            return self
-        amount = self if fixed is None else self._fixed(pattern, 1 - fixed)
-        amount._check()
-        return amount
-
-    def _fixed(self, pattern: str, sparsity: float) -> Amount:
-        other = self.sparsity is not None and not math.isclose(self.sparsity, sparsity)
-        if self.keep is not None or other:
-            raise InputError(
-                f"pattern '{pattern}' removes {sparsity:.4g} of the weights: leave the amount out, or say so"
-            )
-        return self if self.given else replace(self, sparsity=sparsity)
-
-    def _check(self) -> None:
-        if len(self.given) != 1:
-            raise InputError(
-                f"give exactly one of sparsity, threshold and keep, not {' and '.join(self.given) or 'none'}"
-            )
-        ((name, high),) = ((n, 1.0 if n == "sparsity" else math.inf) for n in self.given)
-        value = getattr(self, name)
-        if name == "keep":
-            _whole("keep", value, 0)
-        elif isinstance(value, bool) or not isinstance(value, Real):
-            raise InputError(f"{name} must be a number, not {value!r}")
-        elif not 0 <= float(value) <= high or math.isinf(value):
-            raise InputError(f"{name} must be {'in [0, 1]' if high == 1 else 'finite and not negative'}, not {value!r}")
-
-    def density(self, total: int, allocation: str) -> float | None:
-        """The density to reach; None where a threshold decides."""
-        if self.keep is None:
-            return None if self.sparsity is None else 1 - float(self.sparsity)
-        if self.of != "weights":
-            raise InputError("keep counts weights: give sparsity with of='macs'")
-        if self.keep > total:
-            raise InputError(f"keep={self.keep} is more than the {total} weights that can be pruned")
-        if allocation not in ("global", "sensitivity"):
-            raise InputError(f"keep counts over all layers: use allocation='global', or sparsity with '{allocation}'")
-        return int(self.keep) / total
-
-
-def _with_amount(
-    plan: Plan, model: nn.Module, names: Sequence[str], amount: Amount, allocation: Allocation
-) -> Plan:  # fmt: skip
-    """The plan with what is to be left, and the name of the allocation."""
-    if isinstance(allocation, Mapping):
-        return replace(plan, allocation="per layer")
-    label = "sensitivity" if isinstance(allocation, Sensitivity) else allocation
-    label = label or ("global" if PATTERNS[plan.pattern].density is None else "uniform")
-    density = amount.density(sum(model.get_parameter(name).numel() for name in names), label)
-    bound = None if amount.threshold is None else float(amount.threshold)
-    return replace(plan, density=density, threshold=bound, allocation=label)
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or int(value) < low:
-        raise InputError(f"{name} must be a whole number from {low}, not {value!r}")
-    return int(value)
-
-
-def _length(
-    schedule: str, steps: int | None, every: int | None, threshold: float | None, way: Regrowth | None
-) -> tuple[int, int]:
-    """Optimizer steps until the end and between two choices."""
-    at_once = SCHEDULES[schedule](0.0) == 1
-    if way and not at_once:
-        raise InputError(f"regrow keeps the sparsity constant: leave schedule at 'one-shot', not '{schedule}'")
-    if way and steps is None:
-        raise InputError("regrow needs steps: how many optimizer steps the training takes")
-    if at_once and not way:
-        if steps is not None or every is not None:
-            raise InputError(f"schedule '{schedule}' is done at once: leave out steps and every, or choose 'cubic'")
-        return 0, 1
-    if steps is None:
-        raise InputError(f"schedule '{schedule}' needs steps: how many optimizer steps until the whole sparsity")
-    if threshold is not None and not way:
-        raise InputError(f"a threshold has no course in time: give sparsity or keep with schedule '{schedule}'")
-    length = _whole("steps", steps, 1)
-    return length, max(1, length // 100) if every is None else _whole("every", every, 1)
