@@ -143,6 +143,22 @@ def test_momentum_is_what_the_optimizer_steps_by():
 
 
 @quick
+@given(
+    st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=8),
+    st.floats(0, 1),
+)
+def test_apportioned_units_of_different_sizes_leave_less_than_one(layers, part):
+    names = [str(i) for i in range(len(layers))]
+    shares, room, sizes = (dict(zip(names, column, strict=True)) for column in zip(*layers, strict=True))
+    total = round(part * sum(room[name] * sizes[name] for name in names))
+    given_ = apportion(shares, room, total, sizes)
+    open_ = [sizes[name] for name in names if given_[name] < room[name]]
+    left = total - sum(given_[name] * sizes[name] for name in names)
+    assert 0 <= left < min(open_, default=1)
+    assert all(0 <= given_[name] <= room[name] for name in names)
+
+
+@quick
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 50)), min_size=1, max_size=8), st.floats(0, 1))
 def test_apportioned_units_are_exact_and_fit(layers, part):
     shares = {str(i): share for i, (share, _) in enumerate(layers)}
@@ -246,6 +262,25 @@ def test_patterns_keep_their_shape(way, pattern):
             model.get_parameter(name).copy_(mask)
     again = prune(model, 0.5, pattern=pattern, allocation="uniform")
     assert all(torch.equal(mask, again[name]) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("pattern", ["row", "column", "kernel", "block 2x1"])
+@pytest.mark.parametrize("way", REGROWTHS)
+def test_number_of_weights_stays_where_units_differ_in_size(way, pattern):
+    model = nn.Sequential(
+        nn.Conv2d(2, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.Flatten()
+    )
+    masks = prune(model, 0.5, pattern=pattern, regrow=way, steps=40, every=2)
+    layouts = [PATTERNS[pattern].layout((1, *mask.shape[:2], 9)) for mask in masks.values()]
+    largest = max(mask.numel() // layout.alive(mask).numel() for mask, layout in zip(masks.values(), layouts, strict=True))
+    start, first = sum(kept(masks).values()), dict(masks)
+    masks.hold(optimizer := torch.optim.SGD(model.parameters(), 0.05, momentum=0.9))
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(torch.randn(4, 2, 7, 7)).square().mean().backward()
+        optimizer.step()
+        assert start - largest < sum(kept(masks).values()) <= start
+    assert any(not torch.equal(mask, first[name]) for name, mask in masks.items())
 
 
 def test_layer_keeps_one_weight_at_least():

@@ -175,7 +175,10 @@ class Masks(Mapping[str, Tensor]):
             raise InputError(
                 "regrowth needs the gradients of an optimizer step: masks.hold(optimizer), and let it step"
             )
-        for name, mask in self.plan.exchanged(self._module, layers, self._step).items():
+        kept = self.plan.kept
+        if kept is not None:
+            kept -= sum(int(mask.count_nonzero()) for name, mask in self.items() if name not in layers)
+        for name, mask in self.plan.exchanged(self._module, layers, self._step, kept).items():
             reset(self._state(self._module.get_parameter(name)), mask ^ self._masks[name])
             self._masks[name] = mask
 
@@ -321,7 +324,7 @@ def _check_fit(masks: Mapping[str, Any], module: nn.Module) -> None:
 
 def _plan_of(scalars: Mapping[str, Any]) -> Plan:
     options = {key.removeprefix("plan."): value for key, value in scalars.items() if key != "step"}
-    kinds = {"density": float, "threshold": float, "steps": int, "every": int, "seed": int}
+    kinds = {"density": float, "threshold": float, "steps": int, "every": int, "seed": int, "kept": int}
     kinds |= {"regrow.fraction": float, "regrow.until": float}
     known = {field.name for field in dataclasses.fields(Plan)} - {"regrow"}
     known |= {f"regrow.{field.name}" for field in dataclasses.fields(Regrowth)}

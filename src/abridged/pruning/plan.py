@@ -39,6 +39,7 @@ class Plan:
     seed: int = 0
     regrow: Regrowth | None = None  # the density is that of the end from the start, and weights are exchanged
     of: str = "weights"  # what `density` is a fraction of: weights or macs
+    kept: int | None = None  # of a regrowth: how many weights stay, from the start to the end
     layers: str | None = None  # JSON: the final density of each layer by name, where it is said for each
 
     def __post_init__(self) -> None:
@@ -142,14 +143,16 @@ class Plan:
             require_finite(name, weight.values)
         return weights, layouts
 
-    def exchanged(self, module: nn.Module, layers: Mapping[str, Evidence], step: int) -> dict[str, Tensor]:
-        """Which weights stay after an optimizer step of a regrowth: as many as before, in part others.
+    def exchanged(
+        self, module: nn.Module, layers: Mapping[str, Evidence], step: int, kept: int | None
+    ) -> dict[str, Tensor]:
+        """Which weights stay after an optimizer step of a regrowth: `kept`, or as many as before, in part others.
 
         Raises `InputError` for a weight with NaN or infinity."""
         weights, layouts = self._fitted(module, layers)
         assert self.regrow
         evidence = {name: layer.mapped(weights[name].form.canonical) for name, layer in layers.items()}
-        masks = exchange(self.regrow, layouts, evidence, step / self.steps)
+        masks = exchange(self.regrow, layouts, evidence, step / self.steps, kept)
         return {name: weights[name].form.original(mask, weights[name].values.shape) for name, mask in masks.items()}
 
     def _rounds(self, step: int) -> list[float]:

@@ -170,6 +170,8 @@ def _prune_weights(
             model, chosen, solver, data, free=free, norms=reestimate, samples=samples, seed=plan.seed
         )  # fmt: skip
         left = (*left, *said)
+    if plan.regrow:
+        plan = replace(plan, kept=sum(int(mask.count_nonzero()) for mask in chosen.values()))
     masks = Masks(model, chosen, plan, what=what, left=left, collector=collector)
     masks.apply()
     spare = sum(int(mask.count_nonzero()) for mask in masks.values()) - before

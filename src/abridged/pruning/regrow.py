@@ -185,12 +185,13 @@ def regrowth(asked: str | Mapping[str, Any] | Regrowth | None) -> Regrowth | Non
 
 
 def exchange(
-    way: Regrowth, layouts: Mapping[str, Layout], layers: Mapping[str, Evidence], t: float
+    way: Regrowth, layouts: Mapping[str, Layout], layers: Mapping[str, Evidence], t: float, kept: int | None = None
 ) -> dict[str, Tensor]:
-    """New masks: in all layers together exactly as many units stay as before.
+    """New masks: in all layers together `kept` weights stay, as many as before unless it is given.
 
-    What was just dropped may grow back, and then has lost nothing. Raises `UnsupportedError` where layers should compete
-    and the pattern fixes the density inside small groups."""
+    Where layers compete and their units differ in size (rows, say), fewer by less than a unit of the largest. What was just
+    dropped may grow back, and then has lost nothing. Raises `UnsupportedError` where layers should compete and the pattern
+    fixes the density inside small groups."""
     stay, lost = {}, {}
     for name, layer in layers.items():
         stay[name], lost[name] = _survivors(way, layouts[name], layer, t)
@@ -199,11 +200,25 @@ def exchange(
                 f"{name}: this pattern fixes the density inside each group of {stay[name].shape[1]}, so layers cannot"
                 " compete for the weights that grow; use a regrowth with redistribute='none', such as 'rigl'"
             )
+    gained = lost if way.redistribute == "none" else _shared(way, layers, stay, lost, kept)
+    return {name: _grown(way, layouts[name], layer, stay[name], gained[name]) for name, layer in layers.items()}
+
+
+def _shared(
+    way: Regrowth,
+    layers: Mapping[str, Evidence],
+    stay: Mapping[str, Tensor],
+    lost: Mapping[str, int],
+    kept: int | None,
+) -> dict[str, int]:
+    """The units that grow in each layer, where layers compete."""
     share = REDISTRIBUTIONS[way.redistribute]
     shares = {name: share(layer, lost[name]) for name, layer in layers.items()}
     room = {name: int((~units).count_nonzero()) for name, units in stay.items()}
-    gained = apportion(shares, room, sum(lost.values()))
-    return {name: _grown(way, layouts[name], layer, stay[name], gained[name]) for name, layer in layers.items()}
+    sizes = {name: layer.weight.numel() // stay[name].numel() for name, layer in layers.items()}
+    before = sum(int(layer.held.count_nonzero()) for layer in layers.values())
+    survive = sum(int(units.count_nonzero()) * sizes[name] for name, units in stay.items())
+    return apportion(shares, room, (before if kept is None else kept) - survive, sizes)
 
 
 def _survivors(way: Regrowth, layout: Layout, layer: Evidence, t: float) -> tuple[Tensor, int]:
@@ -227,30 +242,45 @@ def _ranked(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True)
 
 
-def apportion(shares: Mapping[str, float], room: Mapping[str, int], total: int) -> dict[str, int]:
-    """`total` whole units divided in proportion to shares, to none more than its room; what does not fit goes to the others
-    in the same proportion. Rounded by largest remainders, the earlier of equals first (Hamilton's method).
+def apportion(
+    shares: Mapping[str, float], room: Mapping[str, int], total: int, sizes: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """`total` weights divided in proportion to shares, as numbers of units of these sizes (of one weight, unless they are
+    given), to none more units than its room; what does not fit goes to the others in the same proportion. Rounded by largest
+    remainders, the earlier of equals first (Hamilton's method), as long as another unit fits: less than one is left.
 
     >>> apportion({"a": 3.0, "b": 1.0, "c": 0.0}, {"a": 4, "b": 9, "c": 9}, 8)
     {'a': 4, 'b': 4, 'c': 0}
+    >>> apportion({"a": 1.0, "b": 1.0}, {"a": 9, "b": 9}, 18, {"a": 2, "b": 6})
+    {'a': 3, 'b': 2}
     """
+    common = math.gcd(*(sizes or {"": 1}).values())
+    size = {name: sizes[name] // common if sizes else 1 for name in shares}
     given: dict[str, int] = {}
     while open_ := [name for name in shares if name not in given]:
-        left = total - sum(given.values())
+        left = total // common - sum(units * size[name] for name, units in given.items())
         claims = {name: shares[name] for name in open_}
         if not any(claims.values()):
-            claims = {name: float(room[name]) for name in open_}
+            claims = {name: float(room[name] * size[name]) for name in open_}
         whole = sum(claims.values()) or 1.0
-        quotas = {name: left * claim / whole for name, claim in claims.items()}
+        quotas = {name: left * claim / whole / size[name] for name, claim in claims.items()}
         full = {name: room[name] for name in open_ if quotas[name] >= room[name]}
         if not full:
-            return {**given, **_rounded(quotas, left)}
+            return {**given, **_rounded(quotas, left, size, room)}
         given |= full
     return given
 
 
-def _rounded(quotas: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers next to the quotas with exactly this sum."""
-    floors = {name: math.floor(quota) for name, quota in quotas.items()}
-    first = sorted(quotas, key=lambda name: floors[name] - quotas[name])[: total - sum(floors.values())]
-    return {name: floor + (name in first) for name, floor in floors.items()}
+def _rounded(
+    quotas: Mapping[str, float], total: int, size: Mapping[str, int], room: Mapping[str, int]
+) -> dict[str, int]:
+    """Whole units next to the quotas, together of `total` weights, or of as many as whole units can have."""
+    units = {name: math.floor(quota) for name, quota in quotas.items()}
+    left = total - sum(size[name] * number for name, number in units.items())
+    order = sorted(quotas, key=lambda name: units[name] - quotas[name])
+    while fitting := [name for name in order if size[name] <= left and units[name] < room[name]]:
+        for name in fitting:
+            if size[name] <= left:
+                units[name] += 1
+                left -= size[name]
+    return units
