@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -380,6 +381,56 @@ def test_model_is_copied_saved_and_exported_as_before(tmp_path):
     save(model, tmp_path / "net.safetensors")
     load_into(fresh := net(), tmp_path / "net.safetensors")
     assert_same(fresh, model)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_copy_of_model_masks_and_optimizer_is_held_as_they_are(order, criterion):
+    def train(model, optimizer, steps):  # without a closure, before which gradients would be those of the former step
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            optimizer.step()
+
+    model = net()
+    masks = prune(model, 0.8, criterion=criterion, schedule="cubic", steps=8, every=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    masks.hold(optimizer)
+    train(model, optimizer, range(3))
+    together = (model, masks, optimizer)
+    copies = copy.deepcopy(tuple(together[place] for place in order))
+    other, held, steps = (copies[order.index(place)] for place in range(3))
+    assert held.held
+    train(other, steps, range(3, 12))
+    assert_held(held, other)
+    assert held.sparsity == pytest.approx(0.8, abs=0.01)
+    assert masks.sparsity < 0.5, "the original has not moved"
+    train(model, optimizer, range(3, 12))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_pickled_masks_are_not_held_until_they_are_again():
+    model = net()
+    masks = prune(model, 0.8)
+    assert not masks.held
+    handle = masks.hold(optimizer := torch.optim.AdamW(model.parameters()))
+    assert masks.held
+    other, again = pickle.loads(pickle.dumps((model, masks)))
+    assert (masks.held, again.held, copy.copy(masks).held) == (True, False, False)
+    again.hold(fresh := torch.optim.AdamW(other.parameters()))
+    train(other, fresh, range(3))
+    assert_held(again, other)
+    train(model, optimizer, range(3))
+    assert_held(masks, model)
+    handle.remove()
+    assert not masks.held
+    assert not copy.deepcopy(masks).held
+
+
+@pytest.mark.parametrize("optimizer", [None, "sgd", nn.Linear(2, 2)], ids=str)
+def test_what_is_no_optimizer_cannot_hold(optimizer):
+    with pytest.raises(InputError, match="hold takes the optimizer that trains the model, not"):
+        prune(net(), 0.8).hold(optimizer)
 
 
 def test_conversion_of_the_model_keeps_the_masks():

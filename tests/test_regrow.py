@@ -272,7 +272,9 @@ def test_number_of_weights_stays_where_units_differ_in_size(way, pattern):
     )
     masks = prune(model, 0.5, pattern=pattern, regrow=way, steps=40, every=2)
     layouts = [PATTERNS[pattern].layout((1, *mask.shape[:2], 9)) for mask in masks.values()]
-    largest = max(mask.numel() // layout.alive(mask).numel() for mask, layout in zip(masks.values(), layouts, strict=True))
+    largest = max(
+        mask.numel() // layout.alive(mask).numel() for mask, layout in zip(masks.values(), layouts, strict=True)
+    )
     start, first = sum(kept(masks).values()), dict(masks)
     masks.hold(optimizer := torch.optim.SGD(model.parameters(), 0.05, momentum=0.9))
     for _ in range(40):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -79,6 +80,12 @@ class Collector:
                 product = parameter.detach().float() * parameter.grad.detach().float()
                 before = self._movement.get(name)
                 self._movement[name] = product if before is None else before.to(product.device).add_(product)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Collector:
+        """What was learnt is copied; data, which nothing changes, is shared."""
+        copied = copy.copy(self)
+        copied._movement = {name: value.clone() for name, value in self._movement.items()}
+        return copied
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs, by parameter name."""

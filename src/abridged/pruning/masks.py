@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from abridged.errors import InputError, nearest
+from abridged.errors import InputError, expect, nearest
 from abridged.pruning.collect import Collector
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Evidence, Regrowth
@@ -126,8 +127,11 @@ class Masks(Mapping[str, Tensor]):
         A step that a GradScaler skips does not count. The latest call is the one that holds, so that calling twice
         never steps twice. Returns a handle with `.remove()`. Raises `InputError` when the optimizer does not train
         these parameters (those with `requires_grad` off it need not), or has no momentum and the regrowth needs one.
+
+        `copy.deepcopy((model, masks, optimizer))` is held as these are; masks that were pickled are not: hold them again.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate and others wrap the one that steps
+        expect(inner, Optimizer, "hold takes the optimizer that trains the model")
         trained = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
         for name in self:
             parameter = self._module.get_parameter(name)
@@ -145,6 +149,32 @@ class Masks(Mapping[str, Tensor]):
         self._handle = inner.register_step_post_hook(lambda *_: None if _skipped(inner) else self.step())
         self.apply()
         return self._handle
+
+    @property
+    def held(self) -> bool:
+        """Whether the steps of an optimizer keep the zeros: `hold` was called, and its handle not removed."""
+        return self._handle is not None and self._handle.id in (self._handle.hooks_dict_ref() or {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the optimizer, so that a copy is not held until `hold` is called on it."""
+        apart: dict[str, Any] = {
+            "_masks": dict(self._masks),
+            "_bits": {},
+            "_optimizer": None,
+            "_handle": None,
+            "_watch": None,
+        }
+        if not (self.plan.gradual and self.plan.needs):
+            apart["_collector"] = Collector()  # nothing is left to be measured
+        return {**vars(self), **apart}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Masks:
+        """Bound to a copy of the module, and held by a copy of the optimizer where this one is held."""
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(self.__getstate__(), memo))
+        if self.held and self._optimizer is not None:
+            copied.hold(copy.deepcopy(self._optimizer, memo))
+        return copied
 
     def step(self) -> None:
         """Advance the schedule by one optimizer step and apply the masks; `hold` calls this.
