@@ -52,6 +52,7 @@ def test_what_is_found_meets_the_budget_and_is_what_prune_does(trained, agent, p
     found = search((model, data), agent=agent, pattern=pattern)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert len(found.history) == 6 + 2, "uniform first, and at the end without exploring"
+    assert f"{agent}, 6 episodes over" in str(found)
     assert all(episode.macs <= 0.4 for episode in found.history)
     assert found.best.reward == max(episode.reward for episode in found.history)
     assert found.best.error <= found.uniform.error
@@ -202,6 +203,8 @@ MISTAKES = {
     "reward": ({"reward": "eror"}, "did you mean 'error'"),
     "error": ({"error": "accuracy"}, "error must be 'loss' or 'metric', not 'accuracy'"),
     "episodes": ({"episodes": 0}, "episodes must be a whole number from 1"),
+    "seed": ({"seed": -1}, "seed must be a whole number from 0, not -1"),
+    "large seed": ({"seed": 1 << 32}, r"seed must be a whole number below 2\^32"),
     "warmup": ({"warmup": 7}, "warmup must be a whole number of episodes from 0 to 6"),
     "samples": ({"samples": 0}, "samples must be a whole number from 1"),
     "most": ({"most": 0}, r"most must be a number in \(0, 1\]"),

@@ -280,7 +280,7 @@ def test_default_selection_and_what_it_says():
     assert masks.summary == (
         "3 of 3 convolutions, 3 of 3 attention projections, 2 of 2 linear layers:"
         " 352 of 704 weights removed (50.00%; magnitude, unstructured, global)",
-        "left, of a kind that is pruned only by its full name: free, embed.weight",
+        "left, of a kind that is pruned only by its full name: free, embed.weight (shared: head.weight)",
     )
     assert str(masks) == "\n".join(masks.summary)
 
@@ -308,6 +308,27 @@ def test_shared_weight_is_masked_once():
     assert int((model.second.weight == 0).sum()) == 32
 
 
+def test_shared_with_another_kind_is_pruned_by_its_full_name_and_says_so():
+    words = r"head.weight is shared with a layer of another kind, as embed.weight; include=\['head.weight'\], in full"
+    with pytest.raises(InputError, match=words):
+        prune(Many(), 0.5, include=["head"])
+
+
+def test_a_glob_that_never_applies_is_refused():
+    words = r"allocation\['5'\] never applies: the first glob that fits counts, and of 5.weight that is '\*'; put '5' before"
+    with pytest.raises(InputError, match=words):
+        prune(cnn(), allocation={"*": 0.5, "5": 0.9})
+    assert prune(cnn(), allocation={"5": 0.9, "*": 0.5})["5.weight"].sum() == 6
+    assert prune(cnn(), allocation={"5": 0.9, "0": 0.5, "1": 0.2}, exclude=["0"])
+
+
+@pytest.mark.parametrize("options", [{"criterion": "synflow"}, {"of": "macs"}], ids=str)
+def test_an_example_of_the_wrong_shape_is_one_line(options):
+    with pytest.raises(InputError, match="the model does not run on the example") as caught:
+        prune(nn.Linear(4, 4), 0.5, example=torch.ones(2, 5), **options)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_left_layers_are_named_with_their_reason():
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(7)], nn.Linear(4, 0))
@@ -327,7 +348,9 @@ def test_frozen_weights_are_pruned_and_parameters_stay_the_same_objects():
     before = list(model.parameters())
     keys = list(model.state_dict())
     biases = {n: p.clone() for n, p in model.named_parameters() if "bias" in n or n.startswith("1.")}
-    prune(model, 0.9)
+    model[5].weight.requires_grad_(True)
+    masks = prune(model, 0.9)
+    assert masks.notes[0] == "frozen, and pruned all the same: 0.weight, 3.weight"
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
     assert list(model.state_dict()) == keys
     assert all(torch.equal(model.get_parameter(name), value) for name, value in biases.items())

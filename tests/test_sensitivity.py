@@ -140,6 +140,8 @@ def test_curves_of_other_layers_and_other_patterns_are_refused():
         prune(model, 0.5, allocation=curves)
     with pytest.raises(UnsupportedError, match="fixes the density inside each group"):
         prune(model, allocation={"2": 0.5}, pattern="2:4")
+    with pytest.raises(InputError, match="pattern 'channel' goes through the whole network; here a pattern of weights"):
+        sensitivity(model, data, pattern="channel")
     for wrong in ([], [0.0], [1.5], ["half"]):
         with pytest.raises(InputError, match=r"sparsities must be numbers in \(0, 1\]"):
             sensitivity(model, data, sparsities=wrong)

@@ -381,7 +381,14 @@ BAD[2, 1] = math.nan
     ("model", "options", "kind", "message"),
     [
         (nn.Linear(4, 4), {"solver": "obz"}, InputError, "unknown solver 'obz'; did you mean 'obs'?"),
-        (nn.Linear(4, 4), {"solver": "obs", "data": None}, InputError, "no calibration data: give data="),
+        (nn.Linear(4, 4), {"solver": "obs", "data": None}, InputError, "a solver measures on data: give data=ab.Data"),
+        (
+            nn.Linear(4, 4),
+            {"reestimate": True, "data": None},
+            InputError,
+            "reestimate measures on data: give data=ab.Data",
+        ),
+        (nn.Linear(4, 4), {"solver": "obs", "data": X}, InputError, "data must be an ab.Data, not Tensor"),
         (nn.Linear(4, 4), {"solver": "obs", "x": BAD}, InputError, "calibration data holds NaN or infinity"),
         (nn.Linear(4, 4), {"reestimate": True}, InputError, "the model has no batch norm"),
         (nn.Linear(4, 4), {"solver": "obs", "schedule": "cubic", "steps": 9}, InputError, "leave schedule at"),

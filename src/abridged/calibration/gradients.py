@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from abridged.calibration.samples import run
 from abridged.data import Batch, Data
 from abridged.data.batches import each, mix
 from abridged.data.evaluate import device_of, judging
@@ -101,7 +102,8 @@ def synaptic_flow(
         ones = each(ones, lambda x: x.to(device_of(model)))
         with torch.enable_grad():
             outputs: list[Tensor] = []
-            each(call(weights, ones, state), lambda out: outputs.append(out) or out)  # type: ignore[func-returns-value]
+            given = run(lambda *x: call(weights, x, state), ones, "example, with ones in place of its values")
+            each(given, lambda out: outputs.append(out) or out)  # type: ignore[func-returns-value]
             flow = torch.stack([out.sum() for out in outputs if out.requires_grad]).sum()
             found = _gradient(flow, weights)
     if not all(bool(torch.isfinite(part).all()) for part in found.values()):
@@ -160,7 +162,7 @@ def _loss_of(call: _Call, data: Data, device: torch.device) -> Loss:
         if batch.y is None:
             raise InputError("train: there are no labels: gradients of the loss need them")
         x, y = batch.to(device)
-        value = data.loss_function(call(weights, x), y)
+        value = data.loss_function(run(lambda *x: call(weights, x), x, "training samples"), y)
         if not torch.isfinite(value):
             raise InputError(f"the loss on the training samples is {value.item()}: no gradient can be taken")
         return value

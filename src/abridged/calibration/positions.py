@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from abridged.calibration.samples import run
 from abridged.data.batches import each
-from abridged.data.data import forward
 from abridged.data.evaluate import device_of, judging
 from abridged.errors import InputError
 
@@ -36,7 +36,7 @@ def positions(model: nn.Module, example: Any, names: Iterable[str]) -> dict[str,
     hooks = [module.register_forward_hook(count, with_kwargs=True) for module in model.modules()]
     try:
         with judging(model), torch.enable_grad():  # with gradients, attention takes no path around its own modules
-            forward(model, each(example, lambda x: x.to(device_of(model))))
+            run(model, each(example, lambda x: x.to(device_of(model))), "example")
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class Samples:
                 yield as_batch((item, None) if isinstance(item, Tensor) else item, WHERE)
 
 
-def run(model: nn.Module, x: Any) -> Any:
+def run(model: Callable[..., Any], x: Any, where: str = WHERE) -> Any:
     """The outputs for calibration samples. Raises `InputError` where the model does not run on them."""
     try:
         return forward(model, x)
@@ -84,7 +84,7 @@ def run(model: nn.Module, x: Any) -> Any:
         raise
     except Exception as error:  # whatever the user's forward raises
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the model does not run on the {WHERE}: {text}") from error
+        raise InputError(f"the model does not run on the {where}: {text}") from error
 
 
 def _check(batch: Batch) -> None:

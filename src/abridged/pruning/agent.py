@@ -29,6 +29,7 @@ from abridged.graph.capture import capture
 from abridged.graph.graph import Graph
 from abridged.progress import Say, Task, bar, tell
 from abridged.pruning.agents import AGENTS, Course
+from abridged.pruning.asked import whole
 from abridged.pruning.collect import Collector
 from abridged.pruning.patterns import STRUCTURED
 from abridged.pruning.plan import Plan
@@ -139,7 +140,8 @@ def search_sparsities(
     `samples` of its val split (with `reestimate`, after batch norms were re-estimated on training samples). The `error` that
     a reward lowers is 1 − "metric" there, as in the paper, or the mean "loss" of `data`, which tells episodes apart where few
     samples are answered wrongly. The first `warmup` of the `episodes` (default: an eighth) are random. Uniform sparsity within
-    the same budget is tried first, so that the result is at least as good on these samples, by that error. Two searches with one
+    the same budget is tried before them, so that the result is at least as good on these samples, by that error, and what the
+    agent does without exploring after them; `history` holds these, too. Two searches with one
     seed agree exactly, unless they measure seconds.
 
     `agent`: a name of `AGENTS` ("ddpg", "td3", "sac"); they need `pip install 'abridged[rl]'`. `pattern`: "channel", "heads",
@@ -154,6 +156,8 @@ def search_sparsities(
     if isinstance(warmup, bool) or not isinstance(warmup, int) or not 0 <= warmup <= episodes:
         raise InputError(f"warmup must be a whole number of episodes from 0 to {episodes}, not {warmup!r}")
     make = AGENTS[agent]
+    if whole("seed", seed, 0) >= 1 << 32:
+        raise InputError(f"seed must be a whole number below 2^32, not {seed}: the agents take no larger one")
     example = data.example_input() if example is None else example
     inputs = example if isinstance(example, tuple) else (example,)
     collector = Collector(data, inputs if len(inputs) > 1 else inputs[0], 1024)
@@ -179,7 +183,7 @@ def search_sparsities(
         work.uniform,
         work.dense,
         tuple(work.history),
-        f"{agent}, {len(work.history)} episodes over {len(names)} {'groups' if pattern in STRUCTURED else 'layers'}",
+        f"{agent}, {episodes} episodes over {len(names)} {'groups' if pattern in STRUCTURED else 'layers'}",
         prunable.left,
     )
     tell(found.summary, say)

@@ -92,6 +92,10 @@ class Patterns(Table[Pattern]):
                 return n_of_m(int(found[1]), int(found[2]))
             if found := re.fullmatch(r"block ([0-9]+)x([0-9]+)", name):
                 return block(int(found[1]), int(found[2]))
+            if name in STRUCTURED:
+                raise InputError(
+                    f"pattern '{name}' goes through the whole network; here a pattern of weights is asked for, such as 'row'"
+                )
             raise InputError(
                 f"unknown pattern '{name}'{nearest(name, [*self, *STRUCTURED])}; N:M is written '2:4', a block of outputs x inputs 'block 4x1'"
             )

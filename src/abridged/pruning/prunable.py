@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from abridged.calibration.samples import run
 from abridged.data.batches import each
-from abridged.data.data import forward
 from abridged.data.evaluate import device_of
 from abridged.pruning.allocation import Layer
 from abridged.pruning.channels import channels, macs_by_node, makers_of, masks_of, sparsity_of, zeroed
@@ -165,7 +165,7 @@ def _places(model: nn.Module, example: Any, names: Sequence[str]) -> list[Place]
     hooks = [module.register_forward_hook(remember) for module in {*modules.values()}]
     try:
         with torch.no_grad():
-            forward(model, each(example, lambda x: x.to(device_of(model))))
+            run(model, each(example, lambda x: x.to(device_of(model))), "example")
     finally:
         for hook in hooks:
             hook.remove()

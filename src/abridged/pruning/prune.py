@@ -24,7 +24,7 @@ from abridged.pruning.masks import Masks
 from abridged.pruning.plan import Plan
 from abridged.pruning.ranking import count
 from abridged.pruning.regrow import Regrowth
-from abridged.pruning.select import glob, select
+from abridged.pruning.select import by_glob, select
 from abridged.pruning.sensitivity import Sensitivity, sensitivity
 from abridged.pruning.solvers import repair
 
@@ -87,8 +87,8 @@ def prune(
     `shrink` removes all that went; with `exact=False` it narrows what norms read, too. These come at once.
 
     Where: `allocation` divides it among the layers ("global" unless the pattern says how much stays: then "uniform"). A mapping
-    of globs to sparsities says it for each layer, the first glob that fits; other layers are left. "sensitivity", or the
-    result of `ab.sensitivity`, keeps most where the measured loss rises most. "ddpg", "td3" and "sac" search with that agent
+    of globs to sparsities says it for each layer, the first glob that fits (one that never applies is refused); other layers
+    are left. "sensitivity", or the result of `ab.sensitivity`, keeps most where the measured loss rises most. "ddpg", "td3" and "sac" search with that agent
     (`ab.search_sparsities`, at its defaults). With `of`="macs" the sparsity is a fraction of the multiply-accumulates.
 
     What was touched, what was not and why is said line by line to `say`, and stays in the masks' `summary`.
@@ -96,8 +96,8 @@ def prune(
     Criteria that look at more than weights measure it on `samples` training samples of `data`, or need an `example`
     input alone; they say so when it is missing. `seed` shuffles these samples, and is the random criterion's.
 
-    Raises `InputError`, leaving the model as it was, for a number out of range, an unknown name, a glob that matches
-    nothing, NaN or infinite weights, and a model without anything to prune.
+    Raises `InputError`, leaving the model as it was, for what removes nothing, a number out of range, an unknown name, a glob
+    that matches nothing, NaN or infinite weights, and a model without anything to prune.
 
     >>> import torch
     >>> model = nn.Linear(3, 3, bias=False)
@@ -119,6 +119,9 @@ def prune(
     )  # fmt: skip
     if isinstance(allocation, Mapping):
         which["include"] = tuple(allocation)
+    asked.check()
+    if data is None and (solver != "none" or reestimate):
+        raise InputError(f"{'reestimate' if solver == 'none' else 'a solver'} measures on data: give data=ab.Data(…)")
     if asked.structured:
         goal = asked.goal()
 
@@ -240,7 +243,7 @@ def _layers(
     """The density of each layer, where the allocation says it layer by layer."""
     options: dict[str, Any] = {"criterion": plan.criterion, "pattern": plan.pattern, "seed": plan.seed}
     if isinstance(allocation, Mapping):
-        return {name: 1 - allocation[glob(model, name, tuple(allocation))] for name in names}
+        return {name: 1 - allocation[glob] for name, glob in by_glob(model, names, tuple(allocation)).items()}
     if isinstance(allocation, Sensitivity) or allocation == "sensitivity":
         curves = allocation
         if not isinstance(curves, Sensitivity):

@@ -55,7 +55,8 @@ def select(
     candidates = [weight for weight in weights if weight.kind or any(name in include for name in weight.names)]
     chosen = [w for w in candidates if matches(w.names, include) and not matches(w.names, exclude) and not _is_empty(w)]
     if not chosen:
-        raise InputError(f"nothing to prune: {_why_nothing(candidates)}")
+        shared = [w for w in weights if w not in candidates and matches(w.names, include) and _is_shared(w)]
+        raise InputError(f"nothing to prune: {_why_shared(shared[0], include) if shared else _why_nothing(candidates)}")
     for weight in chosen:
         _check_prunable(weight)
     every, done = (Counter(weight.kind or "parameters by name" for weight in list_) for list_ in (candidates, chosen))
@@ -72,8 +73,28 @@ def _left(weights: list[_Weight], candidates: list[_Weight], chosen: list[_Weigh
         "left, of a kind that is pruned only by its full name": [
             weight for weight in weights if weight not in candidates and _rank(weight) > 1
         ],
+        "frozen, and pruned all the same": [weight for weight in chosen if not weight.parameter.requires_grad],
     }
-    return tuple(f"{why}: {some([weight.names[0] for weight in them])}" for why, them in reasons.items() if them)
+    return tuple(f"{why}: {some([_told(weight) for weight in them])}" for why, them in reasons.items() if them)
+
+
+def _told(weight: _Weight) -> str:
+    """Its name, and its other names where layers of several kinds share it."""
+    name, *others = weight.names
+    return f"{name} (shared: {', '.join(others)})" if others and _is_shared(weight) else name
+
+
+def _is_shared(weight: _Weight) -> bool:
+    """Whether layers of several kinds share it, so that it is of none."""
+    return len(weight.names) > 1 and not weight.kind
+
+
+def _why_shared(weight: _Weight, include: Sequence[str]) -> str:
+    name = next(name for name in weight.names if matches((name,), include))
+    others = ", ".join(other for other in weight.names if other != name)
+    return (
+        f"{name} is shared with a layer of another kind, as {others}; include=['{name}'], in full, prunes it for both"
+    )
 
 
 def _why_nothing(candidates: list[_Weight]) -> str:
@@ -102,7 +123,18 @@ def _check_prunable(weight: _Weight) -> None:
         raise InputError(f"{name} is {parameter.dtype}: only floating-point weights are pruned; exclude it")
 
 
-def glob(model: nn.Module, name: str, globs: Sequence[str]) -> str:
-    """The first of the globs that fits a selected parameter, under any of its names."""
-    weight = next(weight for weight in _weights(model) if weight.names[0] == name)
-    return next(glob for glob in globs if matches(weight.names, (glob,)))
+def by_glob(model: nn.Module, names: Sequence[str], globs: Sequence[str]) -> dict[str, str]:
+    """For each of these selected parameters the first of the globs that fits it, under any of its names.
+
+    Raises `InputError` for a glob that never applies, since earlier ones fit all that it fits."""
+    every = {weight.names[0]: weight.names for weight in _weights(model)}
+    fitting = {name: [glob for glob in globs if matches(every[name], (glob,))] for name in names}
+    first = {name: fit[0] for name, fit in fitting.items()}
+    for name, fit in fitting.items():
+        for glob in fit:
+            if glob not in first.values():
+                raise InputError(
+                    f"allocation['{glob}'] never applies: the first glob that fits counts, and of {name} that is"
+                    f" '{first[name]}'; put '{glob}' before it"
+                )
+    return first
