@@ -107,7 +107,7 @@ MISTAKES = {
     "agent without data": ({"macs": 0.5, "allocation": "ddpg"}, "judges on data"),
     "nothing": ({"sparsity": 0.0}, "sparsity=0.0 removes nothing: ask for more"),
     "all macs": ({"macs": 1.0}, "macs=1.0 removes nothing: ask for a smaller share"),
-    "nothing by globs": ({"allocation": {"0": 0.0}}, "allocation removes nothing: ask for more"),
+    "nothing by globs": ({"allocation": {"0": 0.0}}, "allocation removes nothing, since every sparsity in it is 0: ask for more"),
     "movement": ({"sparsity": 0.5, "criterion": "movement"}, "criterion 'movement' is learnt while training"),
     "budget": ({"macs": 0.001}, "with one channel left in every group 0.0.. are left; ask for more"),
     "all excluded": ({"sparsity": 0.5, "exclude": ["*"]}, "nothing to prune: left by include and exclude: 0.weight, 3.weight"),

@@ -186,7 +186,8 @@ class Asked:
             for name, all_stay in (("sparsity", 0), ("macs", 1), ("parameters", 1)):
                 value = getattr(self, name)
                 if not isinstance(value, bool) and value == all_stay:
-                    raise InputError(f"{name}={value} removes nothing: ask for more")
+                    mend = "more" if name == "sparsity" else "a smaller share"
+                    raise InputError(f"{name}={value} removes nothing: ask for {mend}")
         return Goal(self.sparsity, self.macs, self.parameters)
 
 

@@ -252,7 +252,7 @@ def apportion(
     >>> apportion({"a": 3.0, "b": 1.0, "c": 0.0}, {"a": 4, "b": 9, "c": 9}, 8)
     {'a': 4, 'b': 4, 'c': 0}
     >>> apportion({"a": 1.0, "b": 1.0}, {"a": 9, "b": 9}, 18, {"a": 2, "b": 6})
-    {'a': 3, 'b': 2}
+    {'a': 6, 'b': 1}
     """
     common = math.gcd(*(sizes or {"": 1}).values())
     size = {name: sizes[name] // common if sizes else 1 for name in shares}
