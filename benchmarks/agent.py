@@ -31,7 +31,7 @@ OTHERS = (("unstructured", 0.3, "td3", 0), ("unstructured", 0.3, "sac", 0), ("la
 CELLS = [(p, b, "ddpg", s) for s in SEEDS for p, budgets in BUDGETS.items() for b in budgets] + list(OTHERS)
 
 
-def milliseconds(graph: Graph) -> float:
+def seconds(graph: Graph) -> float:
     """Seconds of a graph on target native, one thread."""
     import tempfile
 
@@ -53,8 +53,8 @@ def run(home: Path, out: Path, asked: list[str], episodes: int, samples: int) ->
         model = resnet(20, home / "weights")
         options: dict[str, Any] = {"macs": budget}
         if pattern == "latency":
-            dense = milliseconds(ab.capture(model, example))
-            options = {"seconds": budget * dense, "cost": milliseconds}
+            dense = seconds(ab.capture(model, example))
+            options = {"seconds": budget * dense, "cost": seconds}
         start = time.process_time()
         found = ab.search_sparsities(
             model, data, **options, agent=agent, pattern=pruning, episodes=episodes, samples=samples, seed=seed,
