@@ -32,6 +32,15 @@ NOTHING = type(None)
 FEW = 60  # names that one line of an error may list
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: its name where it says nothing.
+
+    >>> first_line(ValueError("so\\nand so")), first_line(KeyError())
+    ('so', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
     """Raise `InputError`, "`what`, not TYPE", for a value of another type.
 

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from abridged.errors import PATH, InputError, UnsupportedError, expect
+from abridged.errors import PATH, InputError, UnsupportedError, expect, first_line
 from abridged.files import write_atomic
 
 VERSION = 1
@@ -298,7 +298,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             # A copy: what safetensors gives is mapped memory, which a later change of the file would reach.
             parts = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: not a whole safetensors file: {_first_line(error)}") from None
+        raise InputError(f"{path}: not a whole safetensors file: {first_line(error)}") from None
     if "abridged" not in note:
         return parts
     try:
@@ -306,7 +306,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except RecursionError:
         raise InputError(f"{path}: its description is not JSON of ours") from None
     except ValueError as error:
-        raise InputError(f"{path}: {_first_line(error)}") from None
+        raise InputError(f"{path}: {first_line(error)}") from None
 
 
 def _unpack(parts: dict[str, Tensor], note: Any) -> dict[str, Tensor]:
@@ -368,7 +368,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
                 f"{path}: refused, because this pickle needs code to run; save model.state_dict() instead, or use"
                 " abridged.save"
             ) from None
-        raise InputError(f"{path}: not a whole .pt file: {_first_line(error)}") from None
+        raise InputError(f"{path}: not a whole .pt file: {first_line(error)}") from None
     if _is_state(whole):
         return dict(whole)
     wrapped = [key for key in WRAPPERS if isinstance(whole, Mapping) and _is_state(whole.get(key))]
@@ -425,7 +425,3 @@ def _list(what: str, names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""
     return f"{what} {', '.join(every[:3])}{more}" if every else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from abridged.data import Batch, Batches, Data
 from abridged.data.batches import as_batch, each, normal
 from abridged.data.data import forward
-from abridged.errors import AbridgedError, InputError
+from abridged.errors import AbridgedError, InputError, first_line
 
 WHERE = "calibration data"
 
@@ -83,7 +83,7 @@ def run(model: Callable[..., Any], x: Any, where: str = WHERE) -> Any:
     except AbridgedError:
         raise
     except Exception as error:  # whatever the user's forward raises
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         raise InputError(f"the model does not run on the {where}: {text}") from error
 
 

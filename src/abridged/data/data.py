@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from abridged.data.batches import Augment, Batches, Split, each, halves, normal, samples
-from abridged.errors import InputError
+from abridged.errors import InputError, first_line
 from abridged.tables import Table
 
 SPLIT_SEED = 0  # of the one division of val into val and test
@@ -152,7 +152,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a module keeps
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         if "deepcopy protocol" in text:
             text = "a weight is computed; weight_norm and spectral_norm can be copied if of torch.nn.utils.parametrizations"
         raise InputError(f"the model cannot be copied: {text}") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from abridged.data.batches import Batch, each
 from abridged.data.data import Data, forward, logits
 from abridged.data.evaluate import judging
-from abridged.errors import AbridgedError, InputError, expect
+from abridged.errors import AbridgedError, InputError, expect, first_line
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -117,7 +117,7 @@ def _try(model: nn.Module, x: Any) -> Any:
             raise
         except Exception as error:
             shapes = ", ".join(f"{_dtype(part)} {tuple(part.shape)}" for part in (x if isinstance(x, tuple) else (x,)))
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise InputError(f"the model refuses a batch of val, {shapes}: {line}") from error
 
 

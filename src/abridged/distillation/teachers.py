@@ -12,7 +12,7 @@ from torch import nn
 from abridged.data import Batch, forward, logits
 from abridged.distillation.table import Outputs
 from abridged.distillation.taps import Taps, tapped
-from abridged.errors import AbridgedError, InputError
+from abridged.errors import AbridgedError, InputError, first_line
 
 MEND = "a loss on logits needs its forward to give the tensor, or {'logits': tensor}; one on layers, such as 'hint', does not"
 
@@ -56,7 +56,7 @@ def tried(model: nn.Module, x: Any, specs: Sequence[str], reads_logits: bool, wh
         except AbridgedError:
             raise
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise InputError(f"the {whose} refuses a batch of train: {line}") from error
         found = heard(outputs, Batch(x, None).size, taps, specs, reads_logits)
     return Outputs(found.logits.cpu(), {path: feature.cpu() for path, feature in found.features.items()})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from abridged.data.batches import each
 from abridged.data.data import forward
 from abridged.data.evaluate import device_of
-from abridged.errors import InputError
+from abridged.errors import InputError, first_line
 from abridged.factorization.chain import KINDS
 from abridged.factorization.decomposition import Shape
 from abridged.globs import check, matches
@@ -100,7 +100,7 @@ def failure(model: nn.Module, example: object) -> str:
         with torch.no_grad(), unfused(model):
             forward(model.eval(), each(example, lambda x: x.to(device_of(model))))
     except Exception as error:  # whatever the user's forward raises
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -10,8 +10,7 @@ from typing import Any, SupportsIndex
 
 from abridged.errors import InputError, UnsupportedError, expect
 from abridged.pruning.agents import AGENTS
-from abridged.pruning.channels import Goal, refuse
-from abridged.pruning.criteria import CRITERIA
+from abridged.pruning.channels import Goal, check_goal, refuse, refuse_learnt
 from abridged.pruning.patterns import PATTERNS, STRUCTURED
 from abridged.pruning.plan import Plan
 from abridged.pruning.regrow import Regrowth, regrowth
@@ -166,12 +165,11 @@ class Asked:
         given |= {name: getattr(self, name) for name in ("threshold", "keep", "regrow", "steps", "every")}
         refuse(self.pattern, given)
         SOLVERS[self.solver]
-        if "movement" in CRITERIA[self.criterion].needs:
-            raise UnsupportedError(
-                f"criterion '{self.criterion}' is learnt while training, and channels go at once: choose another"
-            )
+        refuse_learnt(self.criterion)
+        goal = Goal(self.sparsity, self.macs, self.parameters)
         if isinstance(self.allocation, Mapping):
-            _check_globs(self.allocation, Amount(self.sparsity), self.include)
+            check_goal(goal, self.allocation)
+            _check_globs(self.allocation, Amount(), self.include)
         elif self.label == "sensitivity":
             raise UnsupportedError(
                 "sensitivity curves are of single layers, channels are coupled: use 'uniform', 'global', an agent such as"
@@ -180,15 +178,13 @@ class Asked:
         elif self.label in AGENTS:
             if self.macs is None or self.sparsity is not None or self.parameters is not None:
                 raise InputError(f"allocation '{self.label}' searches under a budget of MACs: give macs= alone")
-        elif self.label not in ("uniform", "global"):
-            raise UnsupportedError(f"allocation '{self.label}' does not work on channels; use 'uniform' or 'global'")
         else:
+            check_goal(goal, self.label)
             for name, all_stay in (("sparsity", 0), ("macs", 1), ("parameters", 1)):
-                value = getattr(self, name)
-                if not isinstance(value, bool) and value == all_stay:
+                if getattr(goal, name) == all_stay:
                     mend = "more" if name == "sparsity" else "a smaller share"
-                    raise InputError(f"{name}={value} removes nothing: ask for {mend}")
-        return Goal(self.sparsity, self.macs, self.parameters)
+                    raise InputError(f"{name}={getattr(goal, name)} removes nothing: ask for {mend}")
+        return goal
 
 
 def _check_globs(allocation: Mapping[str, Any], amount: Amount, include: tuple[str, ...]) -> None:

@@ -103,7 +103,6 @@ def prune_channels(
     An allocation by globs says the sparsity of each group itself, by the first glob that fits a weight that makes its
     channels; the other groups are left. `repair` is given the model, still whole, and masks of all that makes or reads the
     channels that go."""
-    _check(goal, allocation)
     if isinstance(allocation, Mapping):
         include = tuple(allocation)
     every = channels(
@@ -178,11 +177,7 @@ def channels(
     exclude: Sequence[str],
 ) -> Channels:
     """What globs choose of a model's coupled groups, ranked. Raises `InputError` when that is nothing."""
-    if "movement" in CRITERIA[criterion].needs:
-        raise UnsupportedError(
-            f"criterion '{criterion}' is learnt while training, and channels are pruned at once: choose another such as"
-            " 'taylor', or prune weights by a schedule such as 'cubic'"
-        )
+    refuse_learnt(criterion)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to must be a whole number from 1, not {round_to!r}")
     if example is None:
@@ -245,6 +240,15 @@ def _step(steps: Units | None, group: Group) -> int:
     return 1 if steps is None else int(np.lcm.reduce(steps[group.units]))
 
 
+def refuse_learnt(criterion: str) -> None:
+    """Raise `UnsupportedError` for a criterion that needs a training."""
+    if "movement" in CRITERIA[criterion].needs:
+        raise UnsupportedError(
+            f"criterion '{criterion}' is learnt while training, and channels are pruned at once: choose another such as"
+            " 'taylor', or prune weights by a schedule such as 'cubic'"
+        )
+
+
 def refuse(pattern: str, options: Mapping[str, object]) -> None:
     """Raise `InputError` for an option that a pattern has no use for."""
     for name, value in options.items():
@@ -252,7 +256,8 @@ def refuse(pattern: str, options: Mapping[str, object]) -> None:
             raise InputError(f"{name} does not go with pattern {pattern}: leave it out")
 
 
-def _check(goal: Goal, allocation: str | Mapping[str, float]) -> None:
+def check_goal(goal: Goal, allocation: str | Mapping[str, float]) -> None:
+    """Raise `InputError` or `UnsupportedError` for an amount that is none, and for one that goes beside an allocation."""
     given = {name: value for name, value in vars(goal).items() if value is not None}
     if isinstance(allocation, Mapping):
         if given:
