@@ -37,7 +37,7 @@ from abridged.compiler import build, threads
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import plan
-from abridged.compiler.plan import Plan, Step
+from abridged.compiler.plan import Plan, Step, Vectors
 from abridged.measurement.environment import environment
 from abridged.timing import Samples
 
@@ -110,11 +110,11 @@ class Case:
         return int(np.count_nonzero(self.step.weight)) * written // len(self.step.weight)
 
 
-def cases(family: kernels.Family, layer: Layer, registers: int) -> list[Case]:
-    """Every tile of a family that a machine of so many registers would consider for a layer."""
+def cases(family: kernels.Family, layer: Layer, vectors: Vectors) -> list[Case]:
+    """Every tile of a family that a machine with such vectors would consider for a layer."""
     found = []
     for tile in family.tiles:
-        planned = _planned(layer, zeros(family, tile), registers)
+        planned = _planned(layer, zeros(family, tile), vectors)
         for at, step in enumerate(planned.steps):
             for choice in step.choices if step.node.path == "1" else ():
                 if choice.call.family == family.name and dict(choice.tile) == dict(tile):
@@ -124,14 +124,14 @@ def cases(family: kernels.Family, layer: Layer, registers: int) -> list[Case]:
     return found
 
 
-def _planned(layer: Layer, how: dict[str, Any] | None, registers: int) -> Plan:
+def _planned(layer: Layer, how: dict[str, Any] | None, vectors: Vectors) -> Plan:
     torch.manual_seed(0)
     first = nn.Conv2d(3, layer.channels, 1) if layer.size else nn.Linear(3, layer.channels)
     network = nn.Sequential(first, copy.deepcopy(layer.module)).eval()
     if how is not None:
         ab.prune(network, include=["1"], **how)
     x = torch.zeros(1, 3, *[layer.size] * 2) if layer.size else torch.zeros(1, 3)
-    return plan(ab.capture(network, x), registers=registers, hosted=True)
+    return plan(ab.capture(network, x), vectors=vectors, hosted=True)
 
 
 def timed(every: Sequence[Case], flags: Sequence[str], seconds: float) -> list[Samples]:
@@ -189,7 +189,7 @@ def main() -> None:
     torch.set_num_threads(1)
     compiler = build.find_compiler()
     flags = build.machine_flags(compiler, options.cpu)
-    registers = build.vector_registers(build.needed_cpu(compiler, flags))
+    vectors = build.vectors(build.needed_cpu(compiler, flags))
     peak = peak_of_one_core(options.cpu)
     print(f"Peak of one core: {peak / 1e9:.1f} GMAC/s\n")
     print(
@@ -198,7 +198,7 @@ def main() -> None:
     )
     for family in kernels.families().values():
         for layer in layers(family) if options.only in family.name else ():
-            if every := cases(family, layer, registers):
+            if every := cases(family, layer, vectors):
                 for case, samples in zip(every, timed(every, flags, options.seconds), strict=True):
                     print(row(family, case, samples, peak), flush=True)
     print("\n" + json.dumps(environment(1).model_dump()))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import cpu_flags, cpu_line
+from abridged.compiler.plan import Vectors
 from abridged.errors import AbridgedError, InputError, expect
 
 FLAGS = (
@@ -91,9 +92,12 @@ def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ..
     return (*flags_of(compiler, cpu), *(("-mprefer-vector-width=512",) if wide else ()))
 
 
-def vector_registers(needed: Sequence[str]) -> int:
-    """How many vector registers the sums of a kernel may fill on such a machine: x86 before AVX-512 has 16, others 32."""
-    return 16 if needed[0] == "x86_64" and "avx512f" not in needed else 32
+def vectors(needed: Sequence[str]) -> Vectors:
+    """The vector registers of such a machine, as `simd.h` takes them."""
+    machine, *sets = needed
+    if machine == "x86_64":
+        return Vectors(32, 16) if "avx512f" in sets else Vectors(16, 8 if "avx" in sets else 4)
+    return Vectors(32, 1 if machine == "riscv64" and "v" not in sets else 4)
 
 
 def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ from operator import add, mul
 import torch
 
 from abridged.compiler.fuse import Group
-from abridged.compiler.plan import LANES, Layout, contiguous, floats, plain, rounded
+from abridged.compiler.plan import LANES, Layout, Vectors, contiguous, floats, plain, rounded
+from abridged.compiler.select import in_place
 from abridged.graph.graph import Graph, Node, Value
 
 VIEWS = ("reshape", "permute", "slice", "split", "expand")
@@ -27,8 +28,8 @@ def positions(shape: Iterable[int], channel: int) -> tuple[int, ...]:
 class Geometry:
     """Channel axes, classes, and zero demands of all values of a graph."""
 
-    def __init__(self, graph: Graph, groups: list[Group]) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, groups: list[Group], vectors: Vectors) -> None:
+        self.graph, self.vectors = graph, vectors
         self.channel: dict[str, int | None] = {}
         self.zero: set[str] = set()
         self.inside: dict[str, tuple[str, int]] = {}  # a part of a cat: (whole, first channel)
@@ -61,6 +62,13 @@ class Geometry:
     def is_rows(self, name: str) -> bool:
         return name in self._parent
 
+    def in_place(self, node: Node) -> bool:
+        """Whether a convolution with a stride reads its input as it lies; others find it moved into phases."""
+        weight = self.graph.constants.get(node.inputs[1] or "")
+        if weight is None or weight.tensor.ndim > 4:
+            return False
+        return in_place(weight.tensor.detach().flatten(2).numpy(), node.integer("groups"), self.vectors)
+
     # ---- what each op asks for ----
 
     def _see(self, group: Group) -> None:
@@ -81,7 +89,7 @@ class Geometry:
             return
         self._add(y)
         window = Window(self.graph, node, y)
-        if window.strided and self._shape(node.inputs[1] or "")[1] == 1:  # depthwise: picked from x as it lies
+        if window.strided and self.in_place(node):
             self._ask(x, f"{y}.x", window)
         elif window.strided:
             self._add(f"{y}.x", window.phase_sizes)

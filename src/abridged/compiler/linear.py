@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
+from operator import mul
 
 import numpy as np
 
@@ -35,10 +36,11 @@ def _conv(low: Lowering, group: Group) -> None:
     if window.strided and flat.shape[1] == 1:
         depthwise_strided(low, group, x, flat, bias, window)
         return
-    target = low.place(y)
-    if window.strided:
+    target, stride = low.place(y), None
+    if window.strided and not low.geometry.in_place(node):
         source, offsets = split_phases(low, node, x, y, window, taps)
     else:
+        stride = (1, *window.stride) if window.strided else None
         source = low.rows(node, x, f"{y}.x")
         offsets = [
             sum(
@@ -47,7 +49,7 @@ def _conv(low: Lowering, group: Group) -> None:
             )
             for tap in taps
         ]
-    rows(low, group, source, target, 1, flat, bias, groups, offsets)
+    rows(low, group, source, target, 1, flat, bias, groups, offsets, stride)
 
 
 def depthwise_strided(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights, window: Window) -> None:
@@ -118,10 +120,11 @@ def rows(
     bias: Weights,
     groups: int,
     offsets: Sequence[int],
+    stride: tuple[int, ...] | None = None,
 ) -> None:
     """y[o, p] = act(Σ W[o, c, t] · x[c, offsets[t] + p] + b[o], r[o, p]) over the positions p of a row.
 
-    Taps that no output has a weight for are left out."""
+    Taps that no output has a weight for are left out. With a `stride` x is read at positions of its own."""
     node, shape = group.anchor, low.shape(group.output)
     used = [t for t in range(len(offsets)) if weight[:, :, t].any()] or [0]
     weight, offsets = weight[:, :, used], [offsets[t] for t in used]
@@ -140,13 +143,33 @@ def rows(
         "XROW": source.strides[channel],
         "YROW": row,
         "RROW": residual.strides[channel] if residual else 0,
-        "SPAN": mask.span,
+        **({"SPAN": mask.span} if stride is None else {}),
+        **_lines(mask, source.strides, channel, stride),
         "MASK": int(target.zero),
         "CLEAR": row - rounded(mask.span) if target.zero else 0,
         **_epilogue(group),
     }
     choice = Choice(Call("conv", tuple(macros.items())))
     low.add(Step(node, (choice,), (source,), target, residual, weight, bias, mask if target.zero else None))
+
+
+def _lines(mask: Mask, x: tuple[int, ...], channel: int, stride: tuple[int, ...] | None) -> Macros:
+    """Positions as N stacks of OH lines of OW, and how far apart those are in x and y; nothing where there are more axes. Axes of which
+    one goes on where the other ends are one."""
+    reads = positions(x, channel)
+    axes: list[tuple[int, int, int]] = []
+    for n, at_y, at_x in zip(mask.shape, mask.strides, map(mul, reads, stride or (1,) * len(reads)), strict=True):
+        if axes and axes[-1][1:] == (n * at_y, n * at_x):
+            axes[-1] = axes[-1][0] * n, at_y, at_x
+        elif n > 1:
+            axes.append((n, at_y, at_x))
+    axes = axes or [(1, 1, 1)]
+    if len(axes) > 3 or axes[-1][1] != 1:
+        return {}
+    sizes, at_y, at_x = zip(*[(1, 0, 0)] * (3 - len(axes)), *axes, strict=True)
+    names = (("N", "OH", "OW"), ("YSTACK", "YPITCH", "YSTEP"), ("XSTACK", "XLINE", "SX"))
+    found = (dict(zip(*pair, strict=True)) for pair in zip(names, (sizes, at_y, at_x), strict=True))
+    return {name: n for numbers in found for name, n in numbers.items() if name != "YSTEP"}
 
 
 def _like(low: Lowering, node: Node, name: str, key: str, target: Layout, channel: int) -> Layout:

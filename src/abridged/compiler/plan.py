@@ -31,6 +31,18 @@ C_TYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """A machine's vector registers that sums of a kernel may fill: how many, and of how many floats."""
+
+    registers: int = 16
+    lanes: int = 1
+
+    def hold(self, sums: int) -> bool:
+        """Whether so many vectors fill the registers, and no more."""
+        return self.registers // 2 < sums <= self.registers
+
+
 def rounded(n: int) -> int:
     """n, up to a multiple of LANES."""
     return -(-n // LANES) * LANES

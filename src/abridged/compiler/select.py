@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from abridged import kernels
-from abridged.compiler.plan import Choice, Plan, Step
+from abridged.compiler.plan import Choice, Plan, Step, Vectors, Weights, rounded
 
 SPARSE = 0.6  # fraction of zeros from which walking the non-zeros is the faster way
+INPUTS = 64  # from so many of an output on, turning lanes around is a small part of the work
+CLEARLY = 1.1  # how much fuller lanes must be to be worth turning what they hold
 UNDECIDED = 0.4, 0.8  # where both ways are worth a measurement
 
 
-def select(plan: Plan, registers: int = 16, hosted: bool = False) -> Plan:
-    """Give every step its choices for a machine of so many vector registers, the preferred one first. `hosted`: the code
-    will run under an operating system, with a stack of its size."""
-    return replace(plan, steps=tuple(replace(step, choices=choices(step, registers, hosted)) for step in plan.steps))
+def select(plan: Plan, vectors: Vectors, hosted: bool = False) -> Plan:
+    """Give every step its choices for a machine with such vectors, the preferred one first. `hosted`: the code will run under
+    an operating system, with a stack of its size."""
+    return replace(plan, steps=tuple(replace(step, choices=choices(step, vectors, hosted)) for step in plan.steps))
 
 
 def _can(family: kernels.Family, step: Step) -> bool:
-    """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own."""
-    given = {name.partition("(")[0] for name, _ in step.choice.call.macros} | set(family.tiles[0])
+    """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own. Outputs go in
+    the lanes where lanes of positions would compute more in vain."""
+    macros = {name.partition("(")[0]: value for name, value in step.choice.call.macros}
+    given = set(macros) | set(family.tiles[0])
     depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op != "linear"
+    if family.format == "columns" and "SPAN" in given and not _fuller(**macros):
+        return False
     return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
 
 
-def choices(step: Step, registers: int = 16, hosted: bool = False) -> tuple[Choice, ...]:
+def _fuller(O: int, N: int = 0, OH: int = 0, OW: int = 0, SPAN: int = 1, **others: int | str) -> bool:  # noqa: N803
+    return CLEARLY * (N * OH * OW) / rounded(SPAN) < O / rounded(O)
+
+
+def in_place(weight: Weights, groups: int, vectors: Vectors) -> bool:
+    """Whether a convolution of this weight (O, C, T) reads its input with a stride as it lies: depthwise, or dense enough in weights
+    and lanes for the kernel whose lanes are outputs, and with enough inputs to be worth turning the lanes at the end. Of one tap, the
+    one phase that it reads is quickly moved."""
+    outputs = len(weight) // groups
+    if weight.shape[1] == 1:
+        return True
+    if weight.shape[2] == 1 or prod(weight.shape[1:]) < INPUTS:
+        return False
+    able = any(in_registers(tile, vectors) for tile in kernels.families()["columns_dense"].tiles)
+    return able and float(np.mean(weight == 0)) < SPARSE and outputs >= 0.75 * rounded(outputs)
+
+
+def choices(step: Step, vectors: Vectors, hosted: bool = False) -> tuple[Choice, ...]:
     """All kernels that can run a step."""
     call = step.choice.call
     if not call.family:
@@ -43,14 +67,18 @@ def choices(step: Step, registers: int = 16, hosted: bool = False) -> tuple[Choi
         )
         for family in able
         for tile in (family.tiles or ({},))
-        if _in_registers(tile, registers) and _fits(family, tile, step)
+        if in_registers(tile, vectors) and _fits(family, tile, step)
     )
 
 
-def _in_registers(tile: kernels.Tile, registers: int) -> bool:
-    """Whether a tile of several rows fills the machine's registers with its sums, and no more. M is rows, but beside N (N:M)."""
+def in_registers(tile: kernels.Tile, vectors: Vectors) -> bool:
+    """Whether a tile of several rows fills the machine's registers with its sums, and no more. M is rows, but beside N (N:M); beside
+    P, it is sixteens of outputs."""
+    if "P" in tile:
+        sixteens = tile["M"] * (16 // vectors.lanes)
+        return vectors.hold(sixteens * tile["P"] + sixteens + 1)
     rows = tile.get("M", tile.get("BR", 1)) if "NV" in tile and "N" not in tile else 1
-    return rows == 1 or registers // 2 < rows * tile["NV"] + 2 <= registers
+    return rows == 1 or vectors.hold(rows * tile["NV"] + 2)
 
 
 def _is_dense(family: kernels.Family) -> bool:

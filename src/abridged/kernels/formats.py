@@ -248,20 +248,22 @@ FORMATS.entry("nm")(Format(pack_nm, unpack_nm, fits=fits_nm))
 
 
 def pack_columns(weight: np.ndarray, tile: Tile) -> bytes:
-    """For one position: outputs in panels of at most M sixteens (zeros fill the last), side by side for each input."""
-    outputs, inputs = weight.shape[1], weight.shape[2]
-    rows = np.zeros((-(-outputs // 16), 16, inputs), np.float32)
-    rows.reshape(-1, inputs)[:outputs] = weight.reshape(outputs, inputs)
-    return sections(np.concatenate([rows[piece].transpose(2, 0, 1).ravel() for piece in cut(len(rows), tile["M"])]))
+    """Outputs in panels of at most M sixteens (zeros fill the last), side by side for each tap of each channel."""
+    groups, outputs, channels, taps = weight.shape
+    rows = np.zeros((groups, -(-outputs // 16), 16, channels * taps), np.float32)
+    rows.reshape(groups, -1, channels * taps)[:, :outputs] = weight.reshape(groups, outputs, -1)
+    panels = [rows[g, piece].transpose(2, 0, 1) for g in range(groups) for piece in cut(rows.shape[1], tile["M"])]
+    return sections(np.concatenate([panel.ravel() for panel in panels]))
 
 
 def unpack_columns(data: bytes, shape: Shape, tile: Tile) -> np.ndarray:
     """Inverse of `pack_columns`."""
-    outputs, inputs = shape[1], shape[2]
-    sixteens = -(-outputs // 16)
-    values = np.frombuffer(data, np.float32, sixteens * 16 * inputs)
-    panels = [values[16 * inputs * piece.start : 16 * inputs * piece.stop] for piece in cut(sixteens, tile["M"])]
-    return np.concatenate([panel.reshape(inputs, -1).T for panel in panels])[:outputs].reshape(shape)
+    groups, outputs, channels, taps = shape
+    sixteens, inputs = -(-outputs // 16), channels * taps
+    values = np.frombuffer(data, np.float32, groups * sixteens * 16 * inputs).reshape(groups, -1)
+    panels = [values[:, 16 * inputs * piece.start : 16 * inputs * piece.stop] for piece in cut(sixteens, tile["M"])]
+    rows = np.concatenate([panel.reshape(groups, inputs, -1) for panel in panels], axis=2)
+    return rows.transpose(0, 2, 1)[:, :outputs].reshape(shape)
 
 
 FORMATS.entry("columns")(Format(pack_columns, unpack_columns, dense=True))

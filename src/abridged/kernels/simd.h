@@ -36,9 +36,13 @@ typedef uint32_t N;
 #ifdef __GNUC__
 #define INLINE static inline __attribute__((always_inline, unused))
 #define PREFETCH(p) __builtin_prefetch(p) /* a hint: any address will do */
+#define PREFETCH_OWN(p) __builtin_prefetch(p, 1) /* to be written */
+#define PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2) /* into the second cache */
 #else
 #define INLINE static inline
 #define PREFETCH(p) ((void)(p))
+#define PREFETCH_OWN(p) ((void)(p))
+#define PREFETCH_FAR(p) ((void)(p))
 #endif
 #ifndef LOCAL
 #define LOCAL static
@@ -102,6 +106,44 @@ INLINE V v_even(V a, V b)
 #else
     (void)b;
     return a;
+#endif
+}
+
+/* LANES vectors of LANES floats: lane j of vector i becomes lane i of vector j, by blocks of 1, 2, 4, ... lanes. */
+INLINE void v_transpose(V *v)
+{
+#if LANES > 1
+#if LANES == 16
+#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), \
+                   f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)
+#elif LANES == 8
+#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
+#elif LANES == 4
+#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s)
+#else
+#define EACH(f, s) f(0, s), f(1, s)
+#endif
+#define UPPER(l, s) (l & s ? LANES + (l ^ s) : l)
+#define LOWER(l, s) (l & s ? LANES + l : l ^ s)
+#define EXCHANGE(s) \
+    for (int i = 0; i < LANES; i++) \
+        if (!(i & s)) { \
+            V a = v[i], b = v[i | s]; \
+            v[i] = __builtin_shufflevector(a, b, EACH(UPPER, s)); \
+            v[i | s] = __builtin_shufflevector(a, b, EACH(LOWER, s)); \
+        }
+    EXCHANGE(1)
+#if LANES >= 4
+    EXCHANGE(2)
+#endif
+#if LANES >= 8
+    EXCHANGE(4)
+#endif
+#if LANES >= 16
+    EXCHANGE(8)
+#endif
+#else
+    (void)v;
 #endif
 }
 

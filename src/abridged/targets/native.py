@@ -20,7 +20,7 @@ from abridged.compiler.build import (
     find_compiler,
     machine_flags,
     require_cpu_named,
-    vector_registers,
+    vectors,
 )
 from abridged.compiler.cpus import cpu_named
 from abridged.compiler.emit import emit
@@ -82,7 +82,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph, registers=vector_registers(needed), hosted=True)
+    chosen = plan(graph, vectors=vectors(needed), hosted=True)
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
