@@ -222,7 +222,9 @@ def dense_with_strides() -> Iterator[Case]:
             stack = lies.pitch * (height + padding[0] + stride[0])
             lies = Strides(rounded(batch * stack) + LANES, stack, lies.pitch)
         row_end = rounded(writes.end((batch, 1, *y.shape[2:])))
-        offsets = [(a - padding[0]) * lies.pitch + b * dilation[1] - padding[1] for a in range(kernel) for b in range(kernel)]
+        offsets = [
+            (a - padding[0]) * lies.pitch + b * dilation[1] - padding[1] for a in range(kernel) for b in range(kernel)
+        ]
         macros: dict[str, int | str] = {
             "O": outputs, "C": channels, "G": groups, "T": kernel**2, "TAPS": "{" + ", ".join(map(str, offsets)) + "}",
             "XROW": lies.row, "XSTACK": lies.stack, "XLINE": stride[0] * lies.pitch, "SX": stride[1],
@@ -231,7 +233,11 @@ def dense_with_strides() -> Iterator[Case]:
             "EPILOGUE(v, r)": "v_relu((v) + (r))",
         }  # fmt: skip
         flat = weight.numpy().reshape(groups, outputs, channels, -1)
-        bound = (channels * kernel**2 + 3) * EPS * float(meaning("conv", x.abs(), weight.abs(), bias.abs(), **attrs).max() + 3)
+        bound = (
+            (channels * kernel**2 + 3)
+            * EPS
+            * float(meaning("conv", x.abs(), weight.abs(), bias.abs(), **attrs).max() + 3)
+        )
         yield Case("columns_dense", macros, x, lies, writes, y, bound, flat, bias.numpy(), bool(i % 2), padding, True)
 
 

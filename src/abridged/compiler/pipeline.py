@@ -30,9 +30,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def plan(
-    graph: Graph, without: Collection[str] = (), vectors: Vectors = Vectors(), hosted: bool = False
-) -> Plan:
+def plan(graph: Graph, without: Collection[str] = (), vectors: Vectors = Vectors(), hosted: bool = False) -> Plan:
     """Decide everything, for a machine with such vectors, `hosted` by an operating system or bare. `without` names passes to leave
     out, "fuse" and "reuse" (of memory) among them.
 
