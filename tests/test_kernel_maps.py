@@ -227,7 +227,7 @@ def dense_with_strides() -> Iterator[Case]:
         ]
         macros: dict[str, int | str] = {
             "O": outputs, "C": channels, "G": groups, "T": kernel**2, "TAPS": "{" + ", ".join(map(str, offsets)) + "}",
-            "XROW": lies.row, "XSTACK": lies.stack, "XLINE": stride[0] * lies.pitch, "SX": stride[1],
+            "XROW": lies.row, "XSTACK": lies.stack, "XLINE": stride[0] * lies.pitch * (y.shape[2] > 1), "SX": stride[1],
             "N": batch, "OH": y.shape[2], "OW": y.shape[3], "YROW": writes.row, "YSTACK": writes.stack, "YPITCH": writes.pitch,
             "RROW": writes.row, "MASK": 1, "CLEAR": writes.row - row_end, "RESIDUAL": i % 2,
             "EPILOGUE(v, r)": "v_relu((v) + (r))",

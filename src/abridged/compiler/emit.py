@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,15 +88,18 @@ static void mask(int32_t *m, long total, const long *shape, const long *strides,
 """
 
 
-def emit(plan: Plan) -> Sources:
-    """model.c, model.h and weights.bin."""
+def emit(plan: Plan, every: bool = False) -> Sources:
+    """model.c, model.h and weights.bin. `every`: with all choices of every step, of which `model_choices` says which one runs."""
     blob = _Blob()
     constants = {name: blob.add(tensor.tobytes()) for name, tensor in plan.constants.items()}
     symbols: dict[Call, str] = {}
     lines = []
-    for step in plan.steps:
-        symbol = symbols.setdefault(step.choice.call, f"k{len(symbols)}")
-        lines.append(_step(plan, step, symbol, constants, blob))
+    for i, step in enumerate(plan.steps):
+        ways = []
+        for choice in step.choices if every else step.choices[:1]:
+            symbol = symbols.setdefault(choice.call, f"k{len(symbols)}")
+            ways.append(_step(plan, replace(step, choices=(choice,)), symbol, constants, blob))
+        lines.append(ways[0] if len(ways) == 1 else _switch(i, ways))
     parts = _parts([_instance(call, symbol) for call, symbol in symbols.items()])
     weights = blob.bytes()
     header = _HEADER.format(
@@ -118,6 +121,7 @@ def emit(plan: Plan) -> Sources:
             _MASKS if plan.masks else "",
             "long model_arena_bytes(void) { return MODEL_ARENA_BYTES; }",
             _prepare(plan),
+            f"MODEL_API int model_choices[{max(1, len(lines))}];" if every else "",
             _run(lines),
             "#endif\n",
         ]
@@ -201,6 +205,11 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
         arguments = f"struct nest a = {{{{{inputs}}}, {address(step.write)}, {mask}}}"
     where = _line(step.node.path).replace("*/", "* /")
     return f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {where} {step.node.op} */"
+
+
+def _switch(i: int, ways: list[str]) -> str:
+    cases = "\n".join(f"  case {k}:\n{way}\n  break;" for k, way in enumerate(ways))
+    return f"  switch (model_choices[{i}]) {{\n{cases}\n  }}"
 
 
 def _line(path: str) -> str:

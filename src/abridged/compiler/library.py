@@ -125,6 +125,10 @@ class Library:
                 self._pool,
             )
 
+    def choose(self, choices: Sequence[int]) -> None:
+        """Which of its choices each step takes from now on, in a library that was built with all of them."""
+        (ctypes.c_int * len(choices)).in_dll(self._library, "model_choices")[:] = list(choices)
+
     def step_times(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> list[float]:
         """Milliseconds of each step of one run, by a clock around each parallel_for."""
         times: list[float] = []

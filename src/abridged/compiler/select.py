@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
@@ -26,15 +27,16 @@ def _can(family: kernels.Family, step: Step) -> bool:
     """The step gives every macro that the family asks for; one weight per tap and output is the depthwise kernels' own. Outputs go in
     the lanes where lanes of positions would compute more in vain."""
     macros = {name.partition("(")[0]: value for name, value in step.choice.call.macros}
-    given = set(macros) | set(family.tiles[0])
     depthwise = step.weight is not None and step.weight.shape[1] == 1 and family.op != "linear"
-    if family.format == "columns" and "SPAN" in given and not _fuller(**macros):
+    if (family.format == "taps") != depthwise or not set(family.macros) <= {*macros, *family.tiles[0]}:
         return False
-    return (family.format == "taps") == depthwise and {name.partition("(")[0] for name in family.macros} <= given
+    return family.format != "columns" or "SPAN" not in macros or _fuller(macros)
 
 
-def _fuller(O: int, N: int = 0, OH: int = 0, OW: int = 0, SPAN: int = 1, **others: int | str) -> bool:  # noqa: N803
-    return CLEARLY * (N * OH * OW) / rounded(SPAN) < O / rounded(O)
+def _fuller(macros: Mapping[str, int | str]) -> bool:
+    """Whether sixteens of outputs are clearly fuller than sixteens of positions."""
+    outputs, span, *sizes = (int(macros[name]) for name in ("O", "SPAN", "N", "OH", "OW"))
+    return CLEARLY * prod(sizes) / rounded(span) < outputs / rounded(outputs)
 
 
 def in_place(weight: Weights, groups: int, vectors: Vectors) -> bool:

@@ -1,6 +1,8 @@
-"""Choose kernels by measurement: the whole network is built once per choice, and each step keeps the one that ran fastest in its place.
+"""Choose kernels by measurement, of each step in its place: how fast a kernel is depends on what its neighbours leave in which cache.
 
-What was measured is kept on disk by machine, compiler, kernels, threads, shape and density, and is not measured again."""
+The network is built once with every choice of every step. First each step takes the choice that is fastest while all steps take their
+first, their second, and so on; then each kind of step tries its other choices among the neighbours that it now has. What was found is
+kept on disk by machine, compiler, kernels, threads, shape and density, and is not measured again."""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from abridged import files
 from abridged.compiler.library import Array, Library
@@ -24,9 +28,13 @@ from abridged.errors import InputError
 
 ROUNDS = 7, 60  # at least and at most; between them until SECONDS have passed
 SECONDS = 2.0
-CLEARLY = 0.02  # by so much another choice must be faster than the preferred one, lest noise decide
+CLEARLY = 0.02  # by so much another choice must be faster than the one before it, lest noise decide
 
-Build = Callable[[Plan, Path], None]  # writes model.so and weights.bin of a plan into a directory
+Build = Callable[
+    [Plan, Path, bool], None
+]  # writes model.so and weights.bin into a directory, perhaps with every choice
+Picks = list[int]  # of each step, which of its choices
+Times = NDArray[np.float64]  # milliseconds, of each step
 
 
 def tune(
@@ -37,12 +45,8 @@ def tune(
     known: dict[str, list[Any]] = _read(cache)
     keys = [_key(step) for step in plan.steps]
     if any(len(step.choices) > 1 and key not in known for step, key in zip(plan.steps, keys, strict=True)):
-        best: dict[str, tuple[float, Choice]] = {}
-        for step, key, times in zip(plan.steps, keys, _measured(plan, build, threads, inputs, outputs), strict=True):
-            fastest = min(range(len(step.choices)), key=lambda i: times[i] * (1 if i == 0 else 1 + CLEARLY))
-            if key not in best or times[fastest] < best[key][0]:
-                best[key] = times[fastest], step.choices[fastest]
-        known |= {key: _named(choice) for key, (_, choice) in best.items()}
+        picks = _measured(plan, keys, build, threads, inputs, outputs)
+        known |= {key: _named(step.choices[pick]) for step, key, pick in zip(plan.steps, keys, picks, strict=True)}
         with suppress(InputError):  # a machine without a home of its own measures again next time
             files.write_atomic(cache, json.dumps(known).encode())
     steps = (_preferring(step, known.get(key)) for step, key in zip(plan.steps, keys, strict=True))
@@ -50,27 +54,92 @@ def tune(
 
 
 def _measured(
-    plan: Plan, build: Build, threads: int, inputs: Sequence[Array], outputs: Sequence[Array]
-) -> list[list[float]]:
-    """Least milliseconds of each step by choice; the variants of the network take turns."""
-    count = max((len(step.choices) for step in plan.steps), default=1)
+    plan: Plan, keys: Sequence[str], build: Build, threads: int, inputs: Sequence[Array], outputs: Sequence[Array]
+) -> Picks:
+    """The fastest choice of each step; steps with the same key make the same."""
     with tempfile.TemporaryDirectory(prefix="abridged-tune-") as folder:
-        libraries = []
-        for i in range(count):
-            steps = (replace(s, choices=(s.choices[min(i, len(s.choices) - 1)],)) for s in plan.steps)
-            directory = Path(folder) / str(i)
-            directory.mkdir()
-            build(replace(plan, steps=tuple(steps)), directory)
-            libraries.append(Library(directory, threads))
-        rounds: list[list[list[float]]] = []
-        end = time.perf_counter() + SECONDS
-        while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() < end):
-            rounds.append([library.step_times(inputs, outputs) for library in libraries])
-        runs = np.array(rounds)
-        for library in libraries:
-            library.close()
-    least = runs.min(axis=0)  # (variant, step)
-    return [[float(least[i, j]) for i in range(len(step.choices))] for j, step in enumerate(plan.steps)]
+        build(plan, Path(folder), True)
+        library = Library(Path(folder), threads)
+
+        def measure(picks: Picks) -> list[float]:
+            library.choose(picks)
+            return library.step_times(inputs, outputs)
+
+        counts = [len(step.choices) for step in plan.steps]
+        picks = _alone(counts, keys, measure)
+        picks = _among_neighbours(picks, counts, keys, measure)
+        library.close()
+    return picks
+
+
+def _alone(counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks], list[float]]) -> Picks:
+    """The choices that are fastest when all steps take their first, their second …"""
+    times = _least([[min(i, count - 1) for count in counts] for i in range(max(counts, default=1))], measure)
+    picks = [0] * len(counts)
+    for steps in _by_key(keys).values():
+        sums = [float(times[i, steps].sum()) for i in range(counts[steps[0]])]
+        fastest = min(range(len(sums)), key=lambda i: sums[i] * (1 if i == 0 else 1 + CLEARLY))
+        for step in steps:
+            picks[step] = fastest
+    return picks
+
+
+def _among_neighbours(
+    picks: Picks, counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks], list[float]]
+) -> Picks:
+    """Picks of which each was compared with its other choices, by the time of its steps and those that follow them, while
+    its neighbours stayed what they are. Steps of several keys change at once, where none is next to another."""
+    kinds = _by_key(keys)
+    trials: list[tuple[Picks, list[str]]] = [(picks, [])]
+    for together in _apart(keys):
+        for turn in range(1, max(counts[kinds[key][0]] for key in together)):
+            changed = [key for key in together if turn < counts[kinds[key][0]]]
+            trial = list(picks)
+            for step in (step for key in changed for step in kinds[key]):
+                trial[step] = (picks[step] + turn) % counts[step]
+            trials.append((trial, changed))
+    times = _least([trial for trial, _ in trials], measure)
+    best, found = dict.fromkeys(kinds, 1 - CLEARLY), list(picks)
+    for (trial, changed), row in zip(trials, times, strict=True):
+        for key in changed:
+            felt = sorted({at for step in kinds[key] for at in (step, step + 1) if at < len(keys)})
+            gain = float(row[felt].sum() / times[0, felt].sum())
+            if gain < best[key]:
+                best[key] = gain
+                for step in kinds[key]:
+                    found[step] = trial[step]
+    return found
+
+
+def _by_key(keys: Sequence[str]) -> dict[str, list[int]]:
+    """The steps of each key."""
+    found: dict[str, list[int]] = {}
+    for step, key in enumerate(keys):
+        found.setdefault(key, []).append(step)
+    return found
+
+
+def _apart(keys: Sequence[str]) -> list[list[str]]:
+    """Keys in sets within which no step of one is next to a step of another."""
+    beside = {frozenset(pair) for pair in pairwise(keys)}
+    sets: list[list[str]] = []
+    for key in dict.fromkeys(keys):
+        free = [some for some in sets if not any(frozenset((key, other)) in beside for other in some)]
+        if free:
+            free[0].append(key)
+        else:
+            sets.append([key])
+    return sets
+
+
+def _least(trials: Sequence[Picks], measure: Callable[[Picks], list[float]]) -> Times:
+    """Least milliseconds (trial, step); the trials take turns."""
+    rounds: list[list[list[float]]] = []
+    end = time.perf_counter() + SECONDS
+    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() < end):
+        rounds.append([measure(trial) for trial in trials])
+    least: Times = np.array(rounds).min(axis=0)
+    return least
 
 
 def _key(step: Step) -> str:

@@ -30,7 +30,7 @@ tiles:
 #define DEEP ((OH + LAYERS - 1) / LAYERS)
 #define DEEPS (OH - LAYERS * (DEEP - 1))
 #define TILES ((long)N * LAYERS * PIECES)
-#define BAND MIN(TILES, MAX(1, (1L << 19) / (4L * C * XLINE * DEEP) * PIECES))
+#define BAND MIN(TILES, MAX(1, (1L << 19) / (4L * C * MAX(XLINE, OW * SX) * DEEP) * PIECES))
 #define BANDS ((TILES + BAND - 1) / BAND)
 #define PER_SIXTEEN (16 / LANES)
 #define AHEAD 8 /* taps whose weights are on their way */

@@ -74,8 +74,8 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
     flags = machine_flags(compiler, options["cpu"])
     needed = require_cpu_named(options["cpu"], compiler, flags)
 
-    def build(plan: Plan, folder: Path) -> None:
-        sources = emit(plan)
+    def build(plan: Plan, folder: Path, every: bool = False) -> None:
+        sources = emit(plan, every)
         for name, content in sources.files.items():
             files.write_atomic(folder / name, content)
         files.write_atomic(folder / "threads.c", threads.source())
