@@ -166,10 +166,10 @@ def _lines(mask: Mask, x: tuple[int, ...], channel: int, stride: tuple[int, ...]
     axes = axes or [(1, 1, 1)]
     if len(axes) > 3 or axes[-1][1] != 1:
         return {}
-    sizes, at_y, at_x = zip(*[(1, 0, 0)] * (3 - len(axes)), *axes, strict=True)
-    names = (("N", "OH", "OW"), ("YSTACK", "YPITCH", "YSTEP"), ("XSTACK", "XLINE", "SX"))
-    found = (dict(zip(*pair, strict=True)) for pair in zip(names, (sizes, at_y, at_x), strict=True))
-    return {name: n for numbers in found for name, n in numbers.items() if name != "YSTEP"}
+    (n, y_stack, x_stack), (height, y_pitch, x_line), (width, _, step) = [(1, 0, 0)] * (3 - len(axes)) + axes
+    return {
+        "N": n, "OH": height, "OW": width, "YSTACK": y_stack, "YPITCH": y_pitch, "XSTACK": x_stack, "XLINE": x_line, "SX": step,
+    }  # fmt: skip
 
 
 def _like(low: Lowering, node: Node, name: str, key: str, target: Layout, channel: int) -> Layout:

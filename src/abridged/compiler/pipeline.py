@@ -15,7 +15,7 @@ from abridged.compiler.fuse import fuse
 from abridged.compiler.geometry import Geometry
 from abridged.compiler.lower import Lowering
 from abridged.compiler.memory import plan_memory
-from abridged.compiler.plan import Plan, Vectors
+from abridged.compiler.plan import ANY_VECTORS, Plan, Vectors
 from abridged.compiler.select import select
 from abridged.compiler.transpose import lower_transposed
 from abridged.graph.graph import Graph
@@ -30,7 +30,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def plan(graph: Graph, without: Collection[str] = (), vectors: Vectors = Vectors(), hosted: bool = False) -> Plan:
+def plan(graph: Graph, without: Collection[str] = (), vectors: Vectors = ANY_VECTORS, hosted: bool = False) -> Plan:
     """Decide everything, for a machine with such vectors, `hosted` by an operating system or bare. `without` names passes to leave
     out, "fuse" and "reuse" (of memory) among them.
 

@@ -43,6 +43,9 @@ class Vectors:
         return self.registers // 2 < sums <= self.registers
 
 
+ANY_VECTORS = Vectors()  # what the plainest machines have
+
+
 def rounded(n: int) -> int:
     """n, up to a multiple of LANES."""
     return -(-n // LANES) * LANES
