@@ -26,8 +26,8 @@ from abridged.compiler.library import Array, Library
 from abridged.compiler.plan import Choice, Plan, Step
 from abridged.errors import InputError
 
-ROUNDS = 7, 60  # at least and at most; between them until SECONDS have passed
-SECONDS = 2.0
+ROUNDS = 5, 60  # at least and at most; between them until the time is over
+SECONDS = 2.0  # of each of the two passes
 CLEARLY = 0.02  # by so much another choice must be faster than the one before it, lest noise decide
 
 Build = Callable[
@@ -74,11 +74,11 @@ def _measured(
 
 def _alone(counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks], list[float]]) -> Picks:
     """The choices that are fastest when all steps take their first, their second …"""
-    times = _least([[min(i, count - 1) for count in counts] for i in range(max(counts, default=1))], measure)
+    times = _least([[min(i, count - 1) for count in counts] for i in range(max(counts, default=1))], measure, SECONDS)
     picks = [0] * len(counts)
     for steps in _by_key(keys).values():
         sums = [float(times[i, steps].sum()) for i in range(counts[steps[0]])]
-        fastest = min(range(len(sums)), key=lambda i: sums[i] * (1 if i == 0 else 1 + CLEARLY))
+        fastest = _clearly(sums)
         for step in steps:
             picks[step] = fastest
     return picks
@@ -87,28 +87,28 @@ def _alone(counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks]
 def _among_neighbours(
     picks: Picks, counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks], list[float]]
 ) -> Picks:
-    """Picks of which each was compared with its other choices, by the time of its steps and those that follow them, while
-    its neighbours stayed what they are. Steps of several keys change at once, where none is next to another."""
-    kinds = _by_key(keys)
-    trials: list[tuple[Picks, list[str]]] = [(picks, [])]
-    for together in _apart(keys):
+    """Picks of which each was compared with its other choices, by the time of its steps and those that follow them, among the
+    neighbours that it has. Steps of several keys change at once, where none is next to another."""
+    kinds, picks = _by_key(keys), list(picks)
+    sets = _apart(keys)
+    for together in sets:
+        trials = [picks]
         for turn in range(1, max(counts[kinds[key][0]] for key in together)):
-            changed = [key for key in together if turn < counts[kinds[key][0]]]
-            trial = list(picks)
-            for step in (step for key in changed for step in kinds[key]):
-                trial[step] = (picks[step] + turn) % counts[step]
-            trials.append((trial, changed))
-    times = _least([trial for trial, _ in trials], measure)
-    best, found = dict.fromkeys(kinds, 1 - CLEARLY), list(picks)
-    for (trial, changed), row in zip(trials, times, strict=True):
-        for key in changed:
+            changed = {step for key in together for step in kinds[key] if turn < counts[step]}
+            trials.append([(pick + turn) % counts[i] if i in changed else pick for i, pick in enumerate(picks)])
+        times = _least(trials, measure, SECONDS / len(sets))
+        for key in together:
             felt = sorted({at for step in kinds[key] for at in (step, step + 1) if at < len(keys)})
-            gain = float(row[felt].sum() / times[0, felt].sum())
-            if gain < best[key]:
-                best[key] = gain
-                for step in kinds[key]:
-                    found[step] = trial[step]
-    return found
+            sums = [float(row[felt].sum()) for row in times]
+            fastest = _clearly(sums)
+            for step in kinds[key]:
+                picks[step] = trials[fastest][step]
+    return picks
+
+
+def _clearly(times: Sequence[float]) -> int:
+    """Which is the fastest, the first one unless another is clearly faster."""
+    return min(range(len(times)), key=lambda i: times[i] * (1 if i == 0 else 1 + CLEARLY))
 
 
 def _by_key(keys: Sequence[str]) -> dict[str, list[int]]:
@@ -132,10 +132,10 @@ def _apart(keys: Sequence[str]) -> list[list[str]]:
     return sets
 
 
-def _least(trials: Sequence[Picks], measure: Callable[[Picks], list[float]]) -> Times:
+def _least(trials: Sequence[Picks], measure: Callable[[Picks], list[float]], seconds: float) -> Times:
     """Least milliseconds (trial, step); the trials take turns."""
     rounds: list[list[list[float]]] = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() < end):
         rounds.append([measure(trial) for trial in trials])
     least: Times = np.array(rounds).min(axis=0)
