@@ -33,14 +33,15 @@ def _conv(low: Lowering, group: Group) -> None:
         ]
         matvec(low, group, x, flat[:, :, centre[0]] if centre else flat[:, :, 0] * 0, bias)
         return
-    if window.strided and flat.shape[1] == 1:
+    in_place = window.strided and low.geometry.in_place(node)
+    if in_place and flat.shape[1] == 1:
         depthwise_strided(low, group, x, flat, bias, window)
         return
     target, stride = low.place(y), None
-    if window.strided and not low.geometry.in_place(node):
+    if window.strided and not in_place:
         source, offsets = split_phases(low, node, x, y, window, taps)
     else:
-        stride = (1, *window.stride) if window.strided else None
+        stride = (1, *window.stride) if in_place else None
         source = low.rows(node, x, f"{y}.x")
         offsets = [
             sum(
