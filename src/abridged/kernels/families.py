@@ -64,12 +64,14 @@ def preamble() -> str:
 def instantiate(family: Family, symbol: str, macros: Mapping[str, int | str]) -> str:
     """C text that defines the function `symbol` and the constant `symbol_tasks` for one shape.
 
-    Macros that the tile names default to the family's first tile. A key may carry parameters: "EPILOGUE(v, r)".
+    Macros that the tile names default to the family's first tile; those that the family does not name are left out. A key may
+    carry parameters: "EPILOGUE(v, r)".
     """
-    macros = {**family.tiles[0], **macros, "SYMBOL": symbol}
-    defined = {re.split(r"\W", key)[0] for key in macros}
-    if missing := [name for name in family.macros if name not in defined]:
+    given = {re.split(r"\W", key)[0]: (key, value) for key, value in {**family.tiles[0], **macros}.items()}
+    if missing := [name for name in family.macros if name not in given]:
         raise ValueError(f"kernel family {family.name} needs {', '.join(missing)}")
-    before = "".join(f"#define {key} {value}\n" for key, value in macros.items())
-    after = "".join(f"#undef {name}\n" for name in sorted({*_DEFINED.findall(family.source), *defined}))
+    used = {name: given[name] for name in given if name in family.macros or name in family.tiles[0]}
+    used["SYMBOL"] = "SYMBOL", symbol
+    before = "".join(f"#define {key} {value}\n" for key, value in used.values())
+    after = "".join(f"#undef {name}\n" for name in sorted({*_DEFINED.findall(family.source), *used}))
     return before + family.source + after

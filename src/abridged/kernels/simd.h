@@ -114,14 +114,14 @@ INLINE void v_transpose(V *v)
 {
 #if LANES > 1
 #if LANES == 16
-#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), \
-                   f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)
+#define LANES_OF(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), \
+                       f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)
 #elif LANES == 8
-#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
+#define LANES_OF(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
 #elif LANES == 4
-#define EACH(f, s) f(0, s), f(1, s), f(2, s), f(3, s)
+#define LANES_OF(f, s) f(0, s), f(1, s), f(2, s), f(3, s)
 #else
-#define EACH(f, s) f(0, s), f(1, s)
+#define LANES_OF(f, s) f(0, s), f(1, s)
 #endif
 #define UPPER(l, s) (l & s ? LANES + (l ^ s) : l)
 #define LOWER(l, s) (l & s ? LANES + l : l ^ s)
@@ -129,8 +129,8 @@ INLINE void v_transpose(V *v)
     for (int i = 0; i < LANES; i++) \
         if (!(i & s)) { \
             V a = v[i], b = v[i | s]; \
-            v[i] = __builtin_shufflevector(a, b, EACH(UPPER, s)); \
-            v[i | s] = __builtin_shufflevector(a, b, EACH(LOWER, s)); \
+            v[i] = __builtin_shufflevector(a, b, LANES_OF(UPPER, s)); \
+            v[i | s] = __builtin_shufflevector(a, b, LANES_OF(LOWER, s)); \
         }
     EXCHANGE(1)
 #if LANES >= 4
@@ -142,6 +142,10 @@ INLINE void v_transpose(V *v)
 #if LANES >= 16
     EXCHANGE(8)
 #endif
+#undef LANES_OF
+#undef UPPER
+#undef LOWER
+#undef EXCHANGE
 #else
     (void)v;
 #endif
