@@ -73,7 +73,7 @@ def layers(family: kernels.Family) -> list[Layer]:
             Layer("average 2×2, 256 × 28², stride 2", 256, 28, nn.AvgPool2d(2)),
         ],
         "mean": [Layer("2048 × 7²", 2048, 7, nn.AdaptiveAvgPool2d(1))],
-        "split": [Layer("128 × 56², phases of stride 2", 128, 56, conv(128, 16, 3, 2, 1))],
+        "split": [Layer("128 × 56², phases of stride 2", 128, 56, conv(128, 8, 3, 2, 1))],
         "group_norm": [Layer("32 groups of 256 × 14²", 256, 14, nn.GroupNorm(32, 256))],
     }[op]  # fmt: skip
 
