@@ -28,6 +28,7 @@ from abridged.errors import InputError
 
 ROUNDS = 5, 60  # at least and at most; between them until the time is over
 SECONDS = 2.0  # of each of the two passes
+LARGEST = 16_000_000  # weights of a step that is tuned: more are waited for, whatever the kernel, and packed in each form take gigabytes
 CLEARLY = 0.02  # by so much another choice must be faster than the one before it, lest noise decide
 
 Build = Callable[
@@ -41,6 +42,12 @@ def tune(
     plan: Plan, build: Build, machine: str, threads: int, inputs: Sequence[Array], outputs: Sequence[Array]
 ) -> Plan:
     """The plan with each step's fastest choice first. `machine` says for what the measurements hold."""
+    small = (step.weight is None or step.weight.size <= LARGEST for step in plan.steps)
+    steps = (
+        step if tuned else replace(step, choices=step.choices[:1])
+        for step, tuned in zip(plan.steps, small, strict=True)
+    )
+    plan = replace(plan, steps=tuple(steps))
     cache = _cache_file(machine, threads)
     known: dict[str, list[Any]] = _read(cache)
     keys = [_key(step) for step in plan.steps]
@@ -49,8 +56,7 @@ def tune(
         known |= {key: _named(step.choices[pick]) for step, key, pick in zip(plan.steps, keys, picks, strict=True)}
         with suppress(InputError):  # a machine without a home of its own measures again next time
             files.write_atomic(cache, json.dumps(known).encode())
-    steps = (_preferring(step, known.get(key)) for step, key in zip(plan.steps, keys, strict=True))
-    return replace(plan, steps=tuple(steps))
+    return replace(plan, steps=tuple(map(_preferring, plan.steps, map(known.get, keys))))
 
 
 def _measured(
