@@ -37,7 +37,7 @@ from abridged.compiler import build, threads
 from abridged.compiler.emit import emit
 from abridged.compiler.library import Library
 from abridged.compiler.pipeline import plan
-from abridged.compiler.plan import Plan, Step, Vectors
+from abridged.compiler.plan import Machine, Plan, Step
 from abridged.measurement.environment import environment
 from abridged.timing import Samples
 
@@ -56,6 +56,7 @@ def layers(family: kernels.Family) -> list[Layer]:
     """Typical shapes of ResNet-50 and MobileNetV2 for the op of a family. Raises `KeyError` for a new op."""
     conv, pool = nn.Conv2d, nn.MaxPool2d
     op = "depthwise" if family.format == "taps" and family.op == "conv" else family.op
+    strided = [Layer(f"{c} → {c}, 3×3, {n}², stride 2", c, n, conv(c, c, 3, 2, 1)) for c, n in ((128, 56), (512, 14))]
     return {
         "conv": [
             Layer("64 → 64, 3×3, 56²", 64, 56, conv(64, 64, 3, padding=1)),
@@ -63,6 +64,7 @@ def layers(family: kernels.Family) -> list[Layer]:
             Layer("1024 → 256, 1×1, 14²", 1024, 14, conv(1024, 256, 1)),
             Layer("512 → 512, 3×3, 7²", 512, 7, conv(512, 512, 3, padding=1)),
         ],
+        "strided": strided,
         "depthwise": [Layer(f"{c}, 3×3, {n}²", c, n, conv(c, c, 3, padding=1, groups=c)) for c, n in ((32, 112), (384, 14))],
         "depthwise_strided": [
             Layer(f"{c}, 3×3, {n}², stride 2", c, n, conv(c, c, 3, 2, 1, groups=c)) for c, n in ((96, 112), (576, 14))
@@ -75,7 +77,7 @@ def layers(family: kernels.Family) -> list[Layer]:
         "mean": [Layer("2048 × 7²", 2048, 7, nn.AdaptiveAvgPool2d(1))],
         "split": [Layer("128 × 56², phases of stride 2", 128, 56, conv(128, 8, 3, 2, 1))],
         "group_norm": [Layer("32 groups of 256 × 14²", 256, 14, nn.GroupNorm(32, 256))],
-    }[op]  # fmt: skip
+    }["strided" if family.strides == "only" else op] + (strided if family.strides == "too" else [])  # fmt: skip
 
 
 def zeros(family: kernels.Family, tile: kernels.Tile) -> dict[str, Any] | None:
@@ -110,11 +112,11 @@ class Case:
         return int(np.count_nonzero(self.step.weight)) * written // len(self.step.weight)
 
 
-def cases(family: kernels.Family, layer: Layer, vectors: Vectors) -> list[Case]:
-    """Every tile of a family that a machine with such vectors would consider for a layer."""
+def cases(family: kernels.Family, layer: Layer, machine: Machine) -> list[Case]:
+    """Every tile of a family that such a machine would consider for a layer."""
     found = []
     for tile in family.tiles:
-        planned = _planned(layer, zeros(family, tile), vectors)
+        planned = _planned(layer, zeros(family, tile), machine)
         for at, step in enumerate(planned.steps):
             for choice in step.choices if step.node.path == "1" else ():
                 if choice.call.family == family.name and dict(choice.tile) == dict(tile):
@@ -124,14 +126,14 @@ def cases(family: kernels.Family, layer: Layer, vectors: Vectors) -> list[Case]:
     return found
 
 
-def _planned(layer: Layer, how: dict[str, Any] | None, vectors: Vectors) -> Plan:
+def _planned(layer: Layer, how: dict[str, Any] | None, machine: Machine) -> Plan:
     torch.manual_seed(0)
     first = nn.Conv2d(3, layer.channels, 1) if layer.size else nn.Linear(3, layer.channels)
     network = nn.Sequential(first, copy.deepcopy(layer.module)).eval()
     if how is not None:
         ab.prune(network, include=["1"], **how)
     x = torch.zeros(1, 3, *[layer.size] * 2) if layer.size else torch.zeros(1, 3)
-    return plan(ab.capture(network, x), vectors=vectors, hosted=True)
+    return plan(ab.capture(network, x), machine=machine)
 
 
 def timed(every: Sequence[Case], flags: Sequence[str], seconds: float) -> list[Samples]:
@@ -189,7 +191,7 @@ def main() -> None:
     torch.set_num_threads(1)
     compiler = build.find_compiler()
     flags = build.machine_flags(compiler, options.cpu)
-    vectors = build.vectors(build.needed_cpu(compiler, flags))
+    machine = build.machine_of(build.needed_cpu(compiler, flags))
     peak = peak_of_one_core(options.cpu)
     print(f"Peak of one core: {peak / 1e9:.1f} GMAC/s\n")
     print(
@@ -198,7 +200,7 @@ def main() -> None:
     )
     for family in kernels.families().values():
         for layer in layers(family) if options.only in family.name else ():
-            if every := cases(family, layer, vectors):
+            if every := cases(family, layer, machine):
                 for case, samples in zip(every, timed(every, flags, options.seconds), strict=True):
                     print(row(family, case, samples, peak), flush=True)
     print("\n" + json.dumps(environment(1).model_dump()))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from abridged.compiler.plan import Vectors
+from abridged.compiler.plan import Machine
 from abridged.kernels import families
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -17,8 +17,8 @@ def test_every_family_has_a_micro_benchmark_for_all_its_tiles(name: str) -> None
     family = families()[name]
     wanted, reached = {tuple(tile.items()) for tile in family.tiles}, set()
     for layer in kernels.layers(family):
-        for vectors in (Vectors(16, 8), Vectors(32, 16)) if reached < wanted else ():
-            for case in kernels.cases(family, layer, vectors):
+        for machine in (Machine(16, 8, True), Machine(32, 16, True)) if reached < wanted else ():
+            for case in kernels.cases(family, layer, machine):
                 assert case.work > 0
                 reached.add(case.step.choice.tile)
     assert reached == wanted

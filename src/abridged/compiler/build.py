@@ -17,7 +17,7 @@ from pathlib import Path
 
 from abridged.compiler.cpus import CPUS, cpu_named, flags_of
 from abridged.compiler.library import cpu_flags, cpu_line
-from abridged.compiler.plan import Vectors
+from abridged.compiler.plan import Machine
 from abridged.errors import AbridgedError, InputError, expect
 
 FLAGS = (
@@ -92,12 +92,12 @@ def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ..
     return (*flags_of(compiler, cpu), *(("-mprefer-vector-width=512",) if wide else ()))
 
 
-def vectors(needed: Sequence[str]) -> Vectors:
-    """The vector registers of such a machine, as `simd.h` takes them."""
+def machine_of(needed: Sequence[str]) -> Machine:
+    """A machine with an operating system and such instructions, with vectors as `simd.h` takes them."""
     machine, *sets = needed
     if machine == "x86_64":
-        return Vectors(32, 16) if "avx512f" in sets else Vectors(16, 8 if "avx" in sets else 4)
-    return Vectors(32, 1 if machine == "riscv64" and "v" not in sets else 4)
+        return Machine(32, 16, True) if "avx512f" in sets else Machine(16, 8 if "avx" in sets else 4, True)
+    return Machine(32, 1 if machine == "riscv64" and "v" not in sets else 4, True)
 
 
 def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from operator import add, mul
 import torch
 
 from abridged.compiler.fuse import Group
-from abridged.compiler.plan import LANES, Layout, Vectors, contiguous, floats, plain, rounded
+from abridged.compiler.plan import LANES, Layout, Machine, contiguous, floats, plain, rounded
 from abridged.compiler.select import in_place
 from abridged.graph.graph import Graph, Node, Value
 
@@ -28,8 +28,8 @@ def positions(shape: Iterable[int], channel: int) -> tuple[int, ...]:
 class Geometry:
     """Channel axes, classes, and zero demands of all values of a graph."""
 
-    def __init__(self, graph: Graph, groups: list[Group], vectors: Vectors) -> None:
-        self.graph, self.vectors = graph, vectors
+    def __init__(self, graph: Graph, groups: list[Group], machine: Machine) -> None:
+        self.graph, self.machine = graph, machine
         self.channel: dict[str, int | None] = {}
         self.zero: set[str] = set()
         self.inside: dict[str, tuple[str, int]] = {}  # a part of a cat: (whole, first channel)
@@ -67,7 +67,7 @@ class Geometry:
         weight = self.graph.constants.get(node.inputs[1] or "")
         if weight is None or weight.tensor.ndim > 4:
             return False
-        return in_place(weight.tensor.detach().flatten(2).numpy(), node.integer("groups"), self.vectors)
+        return in_place(weight.tensor.detach().flatten(2).numpy(), node.integer("groups"), self.machine)
 
     # ---- what each op asks for ----
 

@@ -15,7 +15,7 @@ from abridged.compiler.fuse import fuse
 from abridged.compiler.geometry import Geometry
 from abridged.compiler.lower import Lowering
 from abridged.compiler.memory import plan_memory
-from abridged.compiler.plan import ANY_VECTORS, Plan, Vectors
+from abridged.compiler.plan import ANY_MACHINE, Machine, Plan
 from abridged.compiler.select import select
 from abridged.compiler.transpose import lower_transposed
 from abridged.graph.graph import Graph
@@ -30,9 +30,8 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def plan(graph: Graph, without: Collection[str] = (), vectors: Vectors = ANY_VECTORS, hosted: bool = False) -> Plan:
-    """Decide everything, for a machine with such vectors, `hosted` by an operating system or bare. `without` names passes to leave
-    out, "fuse" and "reuse" (of memory) among them.
+def plan(graph: Graph, without: Collection[str] = (), machine: Machine = ANY_MACHINE) -> Plan:
+    """Decide everything, for such a machine. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
@@ -40,8 +39,8 @@ def plan(graph: Graph, without: Collection[str] = (), vectors: Vectors = ANY_VEC
             graph = verify(rewrite(graph))
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
-    lowered = Lowering(graph, groups, Geometry(graph, groups, vectors)).plan()
-    return plan_memory(select(lowered, vectors, hosted), reuse="reuse" not in without)
+    lowered = Lowering(graph, groups, Geometry(graph, groups, machine)).plan()
+    return plan_memory(select(lowered, machine), reuse="reuse" not in without)
 
 
 def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:

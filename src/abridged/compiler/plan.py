@@ -32,18 +32,20 @@ C_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
-    """A machine's vector registers that sums of a kernel may fill: how many, and of how many floats."""
+class Machine:
+    """What kernels are chosen for: how many vector registers their sums may fill, of how many floats, and whether an operating
+    system is there, with a stack of its size."""
 
     registers: int = 16
     lanes: int = 1
+    hosted: bool = False
 
     def hold(self, sums: int) -> bool:
-        """Whether so many vectors fill the registers, and no more."""
+        """Whether so many vectors fill the registers, and no more than that."""
         return self.registers // 2 < sums <= self.registers
 
 
-ANY_VECTORS = Vectors()  # what the plainest machines have
+ANY_MACHINE = Machine()  # the plainest
 
 
 def rounded(n: int) -> int:

@@ -6,6 +6,7 @@ dtype: f32
 doc: M times 16 outputs in the lanes by P positions, whose inputs are read one by one; no position is computed in vain.
 with: lines.h
 rank: 1
+strides: too
 macros: O C G T TAPS XROW XSTACK XLINE SX YROW RROW N OH OW YSTACK YPITCH MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {M: 2, P: 14}

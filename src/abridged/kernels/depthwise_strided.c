@@ -22,7 +22,7 @@ INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
         for (int ky = 0; ky < KH; ky++)
             for (int kx = 0; kx < KW; kx++)
                 for (int j = 0; j < count; j++)
-                    sum[j] += w[ky * KW + kx] * NAME(strided)(x + ky * DY * XPITCH + kx * DX + (first + j) * LANES * SX);
+                    sum[j] += w[ky * KW + kx] * v_strided(x + ky * DY * XPITCH + kx * DX + (first + j) * LANES * SX, SX);
         for (int j = 0; j < count; j++) {
             V r = RESIDUAL ? v_load(a->r + c * RROW + n * YSTACK + oy * YPITCH + (first + j) * LANES) : v_set(0.0f);
             (void)r;

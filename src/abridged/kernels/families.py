@@ -30,6 +30,7 @@ class Family:
     tiles: tuple[Tile, ...]
     source: str
     rank: int = 0  # of the families that can, the highest is tried first
+    strides: str = ""  # "too" or "only": reads inputs at strides of their own
     hosted: bool = False  # takes some 100 kB of stack, which threads of a system have and small devices have not
 
 
@@ -38,13 +39,13 @@ def _text(name: str) -> str:
 
 
 def read(text: str) -> Family:
-    """A family from the text of its file. The front matter is YAML; `with` names a file that goes before it."""
+    """A family from the text of its file. The front matter is YAML; `with` names files that go before it."""
     match = _FRONT.search(text)
     if match is None:
         raise ValueError("a kernel file starts with its front matter: /* --- ... --- */")
     front: dict[str, Any] = yaml.safe_load(match.group(1))
     name = front.pop("family")
-    shared = _text(front.pop("with")) if "with" in front else ""
+    shared = "".join(map(_text, front.pop("with", "").split()))
     macros, tiles = tuple(front.pop("macros").split()), tuple(front.pop("tiles", [{}]))
     return Family(name=name, macros=macros, tiles=tiles, source=shared + text[match.end() :], **front)
 

@@ -8,16 +8,6 @@
 #define PART_START(part) ((part) * LINES / PARTS)
 #define OUT_STEPS STEPS((N - 1) * YSTACK + (OH - 1) * YPITCH + OW)
 
-/* Lanes 0, SX, 2 SX, ... of what lies at p. */
-INLINE V NAME(strided)(const float *p)
-{
-    if (SX == 1) return v_load(p);
-    if (SX == 2) return v_even(v_load(p), v_load(p + LANES));
-    float v[LANES];
-    for (int i = 0; i < LANES; i++) v[i] = p[i * SX];
-    return v_load(v);
-}
-
 /* Vector j of output line (n, oy) of row c. */
 INLINE void NAME(put)(const struct args *a, long c, long n, long oy, int j, V v)
 {

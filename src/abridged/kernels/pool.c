@@ -48,8 +48,8 @@ INLINE void NAME(line)(const struct args *a, float *line, const float *counts, l
     for (; j + LANES <= W; j += LANES) NAME(down)(x, line, oy, j, LANES);
     if (W % LANES) NAME(down)(x, line, oy, j, W % LANES);
     for (j = 0; j < LINE_VECTORS; j++) {
-        V v = NAME(strided)(line + j * LANES * SX);
-        for (int kx = 1; kx < KW; kx++) v = NAME(joined)(v, NAME(strided)(line + j * LANES * SX + kx * DX));
+        V v = v_strided(line + j * LANES * SX, SX);
+        for (int kx = 1; kx < KW; kx++) v = NAME(joined)(v, v_strided(line + j * LANES * SX + kx * DX, SX));
         if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(oy, SY, PY, KH, H)));
         NAME(put)(a, c, n, oy, j, v);
     }

@@ -4,7 +4,7 @@ op: conv
 format: csr_panels
 dtype: f32
 doc: non-zeros alone, K inputs at a time, so that all rows find them in the nearest cache.
-with: rows.h
+with: rows.h panels.h
 rank: 1
 hosted: true
 macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
@@ -14,102 +14,17 @@ tiles:
   - {NV: 7, K: 96, ROWS: 256, SUMS: 1}
   - {NV: 4, K: 255, ROWS: 256, SUMS: 2}
 --- */
-/* An input is one tap of one channel. Channels are cut into PANELS of nearly equal size with at most K inputs each, the first
- * LARGE of them one channel larger. Packed weights: starts (uint32, by group, panel and piece of ROWS rows), values (float),
- * indices within the panel (uint8: channel x T + tap), and for each piece in each panel how many each row has and which row
- * that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
- * then foresees where each ends. A row's weights take turns with SUMS sets of sums, which would otherwise wait for each other.
- * Between two panels the rows' sums rest in memory of the thread's own. A unit of work is one piece of rows of one block of
- * positions.
- *
- * A single tap is read where it lies. Several are first copied side by side: most lie across two cache lines, and would be
- * loaded twice by every row. */
-#define PIECES ((O + ROWS - 1) / ROWS)
-#define MOST (K / T)
-#define PANELS ((C + MOST - 1) / MOST)
-#define CHANNELS ((C + PANELS - 1) / PANELS)
-#define LARGE (C - PANELS * (CHANNELS - 1))
-
-#define COPIED (T > 1)
-#define EARLY 6 /* rows whose residuals are on their way */
-
-struct NAME(weights) {
-    const float *values;
-    const uint8_t *indices, *counts, *order;
-};
-
-/* The inputs of some channels, n vectors each from position p on. */
-INLINE void NAME(copy)(float *panel, const float *x, long channels, int n)
+/* A single tap is read where it lies. Several are copied side by side: most lie across two cache lines, and would be loaded
+ * twice by every row. */
+INLINE const float *NAME(inputs)(float *panel, const float *x, long channels, long p, int n, long *apart)
 {
     static const int32_t taps[T] = TAPS;
+    float *to = panel;
+
+    *apart = T > 1 ? n * LANES : XROW;
+    if (T == 1) return x + p + taps[0];
     for (long c = 0; c < channels; c++, x += XROW)
         for (int t = 0; t < T; t++)
-            for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));
-}
-
-/* `in`: the panel, whose inputs lie `apart` floats from each other. */
-INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *in, long apart, float *rest, long first,
-                      long early, long p, int n, int begins, int ends)
-{
-    const int row = *w->order, count = *w->counts++;
-    float *own = rest + row * (WIDE * LANES);
-    V sum[SUMS][WIDE];
-    int i = 0;
-
-    if (ends) NAME(expect)(a, first + w->order[early], p, n);
-    w->order++;
-    for (int j = 0; j < n; j++) sum[0][j] = begins ? v_set(0.0f) : v_load(own + j * LANES);
-    for (int s = 1; s < SUMS; s++)
-        for (int j = 0; j < n; j++) sum[s][j] = v_set(0.0f);
-    for (; i + SUMS <= count; i += SUMS)
-        for (int s = 0; s < SUMS; s++) {
-            const float *from = in + w->indices[i + s] * apart;
-            for (int j = 0; j < n; j++) sum[s][j] += w->values[i + s] * v_load(from + j * LANES);
-        }
-    for (; SUMS > 1 && i < count; i++) {
-        const float *from = in + w->indices[i] * apart;
-        for (int j = 0; j < n; j++) sum[0][j] += w->values[i] * v_load(from + j * LANES);
-    }
-    for (int s = 1; s < SUMS; s++)
-        for (int j = 0; j < n; j++) sum[0][j] += sum[s][j];
-    w->values += count;
-    w->indices += count;
-    if (ends) NAME(finish)(a, first + row, p, sum[0], n);
-    else
-        for (int j = 0; j < n; j++) v_store(own + j * LANES, sum[0][j]);
-}
-
-INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, int n)
-{
-    static const int32_t taps[T] = TAPS;
-    _Alignas(64) float panel[COPIED ? CHANNELS * T * WIDE * LANES : 1], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
-    const size_t counted = (size_t)G * PANELS * O;
-    const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
-    const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW + p;
-    const uint8_t *indices = (const uint8_t *)(values + STEPS((size_t)nonzeros));
-    const uint8_t *counts = indices + ((size_t)nonzeros + 63) / 64 * 64, *order = counts + (counted + 63) / 64 * 64;
-    const long first = piece * ROWS, rows = MIN(ROWS, O - first);
-
-    for (long k = 0; k < PANELS; k++) {
-        const long channels = CHANNELS - (k >= LARGE), unit = group * PANELS + k, at = unit * O + first;
-        const uint32_t start = starts[unit * PIECES + piece];
-        struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
-        const float *in = COPIED ? panel : x + taps[0];
-        if (COPIED) NAME(copy)(panel, x, channels, n);
-        for (long i = 0; i < rows; i++)
-            NAME(row)(a, &w, in, COPIED ? n * LANES : XROW, rest, group * O + first, i + EARLY < rows ? EARLY : 0, p, n,
-                      k == 0, k == PANELS - 1);
-        x += channels * XROW;
-    }
-}
-
-enum { NAME(tasks) = BLOCKS * G * PIECES };
-
-LOCAL void SYMBOL(const struct args *a, long begin, long end)
-{
-    for (long u = begin; u < end; u++) {
-        long block = u / (G * PIECES), unit = u % (G * PIECES), p = BLOCK_START(block);
-        if (IS_WIDE(block)) NAME(piece)(a, unit / PIECES, unit % PIECES, p, WIDE);
-        else NAME(piece)(a, unit / PIECES, unit % PIECES, p, WIDE - 1);
-    }
+            for (int j = 0; j < n; j++, to += LANES) v_store(to, v_load(x + p + taps[t] + j * LANES));
+    return panel;
 }

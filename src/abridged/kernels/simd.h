@@ -109,6 +109,16 @@ INLINE V v_even(V a, V b)
 #endif
 }
 
+/* Lanes 0, step, 2 step, ... of what lies at p. */
+INLINE V v_strided(const float *p, int step)
+{
+    if (step == 1) return v_load(p);
+    if (step == 2) return v_even(v_load(p), v_load(p + LANES));
+    float v[LANES];
+    for (int i = 0; i < LANES; i++) v[i] = p[i * step];
+    return v_load(v);
+}
+
 /* LANES vectors of LANES floats: lane j of vector i becomes lane i of vector j, by blocks of 1, 2, 4, ... lanes. */
 INLINE void v_transpose(V *v)
 {

@@ -19,8 +19,8 @@ from abridged.compiler.build import (
     cpu_name,
     find_compiler,
     machine_flags,
+    machine_of,
     require_cpu_named,
-    vectors,
 )
 from abridged.compiler.cpus import cpu_named
 from abridged.compiler.emit import emit
@@ -82,7 +82,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph, vectors=vectors(needed), hosted=True)
+    chosen = plan(graph, machine=machine_of(needed))
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
