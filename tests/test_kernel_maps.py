@@ -229,7 +229,7 @@ def with_strides(family: str) -> Iterator[Case]:
             (a - padding[0]) * lies.pitch + b * dilation[1] - padding[1] for a in range(kernel) for b in range(kernel)
         ]
         macros: dict[str, int | str] = {
-            "O": outputs, "C": channels, "G": groups, "T": kernel**2, "TAPS": "{" + ", ".join(map(str, offsets)) + "}",
+            "STRIDED": 1, "O": outputs, "C": channels, "G": groups, "T": kernel**2, "TAPS": "{" + ", ".join(map(str, offsets)) + "}",
             "XROW": lies.row, "XSTACK": lies.stack, "XLINE": stride[0] * lies.pitch * (y.shape[2] > 1), "SX": stride[1],
             "SPAN": writes.end((batch, 1, *y.shape[2:])), "N": batch, "OH": y.shape[2], "OW": y.shape[3], "YROW": writes.row, "YSTACK": writes.stack, "YPITCH": writes.pitch,
             "RROW": writes.row, "MASK": 1, "CLEAR": writes.row - row_end, "RESIDUAL": i % 2,

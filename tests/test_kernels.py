@@ -71,7 +71,7 @@ def cases() -> list[Case]:
 def macros_of(case: Case) -> dict[str, int | str]:
     row = -(-case.span // 16) * 16 + 16
     return {
-        "G": case.groups, "O": case.outputs, "C": case.channels, "T": case.taps, "SPAN": case.span,
+        "STRIDED": 0, "G": case.groups, "O": case.outputs, "C": case.channels, "T": case.taps, "SPAN": case.span,
         "TAPS": "{" + ", ".join(map(str, TAPS[case.taps])) + "}", "XROW": row, "YROW": row, "RROW": row,
         "MASK": 1, "CLEAR": 16, "RESIDUAL": int(case.span % 2), "EPILOGUE(v, r)": "v_relu((v) + (r))", **dict(case.tile),
     }  # fmt: skip

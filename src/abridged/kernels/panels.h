@@ -10,6 +10,7 @@
 #define PANELS ((C + MOST - 1) / MOST)
 #define CHANNELS ((C + PANELS - 1) / PANELS)
 #define LARGE (C - PANELS * (CHANNELS - 1))
+#define COPIED (T > 1 || STRIDED)
 #define EARLY 6 /* rows whose residuals are on their way */
 
 struct NAME(weights) {
@@ -17,9 +18,9 @@ struct NAME(weights) {
     const uint8_t *indices, *counts, *order;
 };
 
-/* The inputs of some channels, n vectors each from position p on: where they lie, or as copies in the panel; `apart` floats from
- * one to the next. */
-INLINE const float *NAME(inputs)(float *panel, const float *x, long channels, long p, int n, long *apart);
+/* A single tap is read where it lies. Several are first copied side by side, n vectors of each from x on, which is at position p: most
+ * lie across two cache lines, and would be loaded twice by every row. */
+INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n);
 
 /* `in`: the panel, whose inputs lie `apart` floats from each other. */
 INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *in, long apart, float *rest, long first,
@@ -55,7 +56,8 @@ INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float
 
 INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, int n)
 {
-    _Alignas(64) float panel[CHANNELS * T * WIDE * LANES + 2 * LANES], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
+    static const int32_t taps[T] = TAPS;
+    _Alignas(64) float panel[COPIED ? CHANNELS * T * WIDE * LANES + LANES : 1], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
     const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW;
@@ -67,10 +69,10 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
         const long channels = CHANNELS - (k >= LARGE), unit = group * PANELS + k, at = unit * O + first;
         const uint32_t start = starts[unit * PIECES + piece];
         struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
-        long apart;
-        const float *in = NAME(inputs)(panel, x, channels, p, n, &apart);
+        const float *in = COPIED ? panel : x + p + taps[0];
+        if (COPIED) NAME(copy)(panel, x + p, channels, p, n);
         for (long i = 0; i < rows; i++)
-            NAME(row)(a, &w, in, apart, rest, group * O + first, i + EARLY < rows ? EARLY : 0, p, n,
+            NAME(row)(a, &w, in, COPIED ? n * LANES : XROW, rest, group * O + first, i + EARLY < rows ? EARLY : 0, p, n,
                       k == 0, k == PANELS - 1);
         x += channels * XROW;
     }

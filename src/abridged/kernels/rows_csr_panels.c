@@ -7,24 +7,18 @@ doc: non-zeros alone, K inputs at a time, so that all rows find them in the near
 with: rows.h panels.h
 rank: 1
 hosted: true
-macros: O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
+macros: STRIDED O C G T TAPS XROW YROW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
   - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
   - {NV: 7, K: 96, ROWS: 256, SUMS: 1}
   - {NV: 4, K: 255, ROWS: 256, SUMS: 2}
 --- */
-/* A single tap is read where it lies. Several are copied side by side: most lie across two cache lines, and would be loaded
- * twice by every row. */
-INLINE const float *NAME(inputs)(float *panel, const float *x, long channels, long p, int n, long *apart)
+INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n)
 {
     static const int32_t taps[T] = TAPS;
-    float *to = panel;
-
-    *apart = T > 1 ? n * LANES : XROW;
-    if (T == 1) return x + p + taps[0];
+    (void)p;
     for (long c = 0; c < channels; c++, x += XROW)
         for (int t = 0; t < T; t++)
-            for (int j = 0; j < n; j++, to += LANES) v_store(to, v_load(x + p + taps[t] + j * LANES));
-    return panel;
+            for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));
 }

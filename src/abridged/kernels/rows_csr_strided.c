@@ -7,7 +7,7 @@ doc: as rows_csr_panels, of inputs with a stride - the lanes are picked while th
 with: rows.h panels.h
 hosted: true
 strides: only
-macros: O C G T TAPS XROW XSTACK XLINE SX YROW YSTACK YPITCH N OH OW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
+macros: STRIDED O C G T TAPS XROW XSTACK XLINE SX YROW YSTACK YPITCH N OH OW RROW SPAN MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
   - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
@@ -24,7 +24,7 @@ INLINE long NAME(cuts)(struct NAME(cut) *cuts, long p, int n)
     long stack = N > 1 ? p / YSTACK : 0, line = OH > 1 ? MIN(OH - 1, (p - stack * YSTACK) / YPITCH) : 0, count = 0;
 
     for (long at = p; at < end; count++) {
-        const long start = stack * YSTACK + line * YPITCH, from = stack * XSTACK + line * XLINE + (at - start) * SX;
+        const long start = stack * YSTACK + line * YPITCH, from = stack * XSTACK + line * XLINE + (at - start) * SX - p;
         if (++line == OH) line = 0, stack++;
         const long stop = stack < N ? MIN(end, stack * YSTACK + line * YPITCH) : end;
         cuts[count] = (struct NAME(cut)){from, at - p, (stop - at + LANES - 1) / LANES};
@@ -33,18 +33,15 @@ INLINE long NAME(cuts)(struct NAME(cut) *cuts, long p, int n)
     return count;
 }
 
-INLINE const float *NAME(inputs)(float *panel, const float *x, long channels, long p, int n, long *apart)
+INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n)
 {
     static const int32_t taps[T] = TAPS;
     struct NAME(cut) cuts[WIDE * LANES];
     const long count = NAME(cuts)(cuts, p, n);
-    float *to = panel;
 
-    *apart = n * LANES;
     for (long c = 0; c < channels; c++, x += XROW)
-        for (int t = 0; t < T; t++, to += n * LANES)
+        for (int t = 0; t < T; t++, panel += n * LANES)
             for (long i = 0; i < count; i++)
                 for (long j = 0; j < cuts[i].vectors * LANES; j += LANES)
-                    v_store(to + cuts[i].to + j, v_strided(x + taps[t] + cuts[i].from + j * SX, SX));
-    return panel;
+                    v_store(panel + cuts[i].to + j, v_strided(x + taps[t] + cuts[i].from + j * SX, SX));
 }
