@@ -2,6 +2,7 @@
 
     python benchmarks/structured.py coverage [torchvision|inexact|timm|huggingface …] [--names resnet18,vgg11]
     python benchmarks/structured.py cifar DIR [--depths 20,56]
+    python benchmarks/structured.py speed DIR [--depths 20,56] [--ways "L2, uniform"]
     python benchmarks/structured.py table
 
 `coverage`: ratio 0.5, one call, no hints, random weights: all networks of ../shared/networks.txt, those of them whose stream a
@@ -30,6 +31,7 @@ import torch
 from cells import add, read
 from networks import cifar as cifar_data
 from networks import resnet
+from one_shot import timed
 from torch import Tensor, nn
 
 import abridged as ab
@@ -315,18 +317,16 @@ def trained(small: nn.Module, data: ab.Data) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Milliseconds of the native artifact of one of our ways beside the dense network's, one image, one thread."""
-    import tempfile
-
+    """Milliseconds of a way's network, compiled for one thread, beside the dense one's, one image; and how much of the promise that is."""
     data, x = cifar_data(options.directory / "cifar10"), torch.randn(1, 3, 32, 32)
+    ways = THEIRS if importlib.util.find_spec("torch_pruning") else OURS
     for depth in options.depths:
         model = resnet(depth, options.directory / "weights")
         for share in options.shares:
-            small = OURS[options.way](copy.deepcopy(model), share, data, x)
-            with tempfile.TemporaryDirectory() as out:
-                artifact = ab.deploy(small, x, target="native", out=out, threads=1)
-                book = ab.measure(artifact, against=[model, "native"])
-                print(book, flush=True)
+            for way in options.ways or ways:
+                key = f"cifar {depth} {share} {way}, speed"
+                if key not in read(options.results):
+                    once(options, key, timed, ways[way](copy.deepcopy(model), share, data, x), model)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -345,7 +345,9 @@ def table(options: argparse.Namespace) -> None:
         whole = cells.get(f"cifar {depth} dense")
         print(f"\nResNet-{depth}" + (f": {whole['accuracy']:.2f} %, {whole['macs'] / 1e6:.1f} M MACs" if whole else ""))
         print(
-            "\n| way | MACs | parameters | accuracy | batch norm re-estimated | after one epoch |\n" + "|---" * 6 + "|"
+            "\n| way | MACs | parameters | accuracy | batch norm re-estimated | after one epoch | ms (dense) | realised |\n"
+            + "|---" * 8
+            + "|"
         )
         for share in SHARES:
             for way in (*OURS, *THEIRS):
@@ -363,10 +365,12 @@ def coverage_row(cell: dict[str, Any] | None) -> str:
 
 
 def cifar_row(cells: dict[str, Any], key: str) -> str:
-    cell, after = cells.get(key), cells.get(f"{key}, one epoch")
+    cell, after, fast = cells.get(key), cells.get(f"{key}, one epoch"), cells.get(f"{key}, speed")
     numbers = [f"{cell[what]:.3f}" for what in ("macs", "parameters")] if cell else ["not run"] * 2
     numbers += [f"{cell[what]:.2f}" for what in ("accuracy", "reestimated")] if cell else ["not run"] * 2
-    return " | ".join([*numbers, f"{after['accuracy']:.2f}" if after else "not run"])
+    numbers.append(f"{after['accuracy']:.2f}" if after else "not run")
+    numbers += [f"{fast['ms']:.2f} ({fast['dense_ms']:.2f})", f"{fast['realised']:.0%}"] if fast else ["not run"] * 2
+    return " | ".join(numbers)
 
 
 def main() -> None:
@@ -383,11 +387,9 @@ def main() -> None:
         command.add_argument("--depths", type=lambda text: [int(part) for part in text.split(",")], default=[20, 56])
         command.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",")], default=SHARES)
         command.set_defaults(run=run)
+        command.add_argument("--ways", type=lambda text: text.split(";"), help=f"of {', '.join(OURS)}")
         if name == "cifar":
-            command.add_argument("--ways", type=lambda text: text.split(";"), help=f"of {', '.join(OURS)}")
             command.add_argument("--epoch", action="store_true", help="one epoch of training, too")
-        else:
-            command.add_argument("--way", choices=OURS, default="L2, uniform, least squares + BN")
     commands.add_parser("table").set_defaults(run=table)
     options = parser.parse_args()
     torch.set_num_threads(1)
