@@ -28,12 +28,13 @@ from abridged.errors import InputError
 
 ROUNDS = 5, 60  # at least and at most; between them until the time is over
 SECONDS = 2.0  # of each of the two passes
-LARGEST = 16_000_000  # weights of a step that is tuned: more are waited for, whatever the kernel, and packed in each form take gigabytes
+LARGEST = (
+    16_000_000  # weights of a step that is tuned; more take gigabytes in all their forms, and are waited for in any
+)
 CLEARLY = 0.02  # by so much another choice must be faster than the one before it, lest noise decide
 
-Build = Callable[
-    [Plan, Path, bool], None
-]  # writes model.so and weights.bin into a directory, perhaps with every choice
+# Writes model.so and weights.bin into a directory, perhaps with every choice.
+Build = Callable[[Plan, Path, bool], None]
 Picks = list[int]  # of each step, which of its choices
 Times = NDArray[np.float64]  # milliseconds, of each step
 
