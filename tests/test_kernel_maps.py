@@ -211,7 +211,7 @@ def with_strides(family: str) -> Iterator[Case]:
     for i, (width, kernel) in enumerate(product(WIDTHS, (1, 3))):
         height, batch, groups = (1, 4, 9)[i % 3], 1 + i % 2, 1 + i % 3 // 2
         channels, outputs = (1, 2, 5, 7)[i % 4] + 1, (1, 15, 16, 17, 33, 50)[i % 6]
-        stride, dilation = (1 + i % 2, 1 + i % 3), (1, 1 + i % 2)
+        stride, dilation = (1 + i % 2, 1 + i % 4), (1, 1 + i % 2)
         size, padding = (kernel, kernel), (kernel // 2, dilation[1] * (kernel // 2))
         x, weight = _maps(rng, batch, groups * channels, height, width), _maps(rng, groups * outputs, channels, *size)
         weight[:, 0] = 0
@@ -220,7 +220,7 @@ def with_strides(family: str) -> Iterator[Case]:
         bias = _maps(rng, groups * outputs)
         attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         y = meaning("conv", x, weight, bias, **attrs)
-        lies, writes = loose(x.shape, padding[1] + stride[1]), loose(y.shape, i % 3)
+        lies, writes = loose(x.shape, padding[1] + stride[1]), loose(y.shape, (0, 1, 90)[i % 3])
         if padding[0]:
             stack = lies.pitch * (height + padding[0] + stride[0])
             lies = Strides(rounded(batch * stack) + LANES, stack, lies.pitch)

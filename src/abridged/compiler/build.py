@@ -93,7 +93,7 @@ def machine_flags(compiler: Sequence[str], cpu: str = "native") -> tuple[str, ..
 
 
 def machine_of(needed: Sequence[str]) -> Machine:
-    """A machine with an operating system and such instructions, with vectors as `simd.h` takes them."""
+    """A machine with an operating system and such instructions, with vectors as `simd.h` takes them; of RISC-V's, the shortest."""
     machine, *sets = needed
     if machine == "x86_64":
         return Machine(32, 16, True) if "avx512f" in sets else Machine(16, 8 if "avx" in sets else 4, True)

@@ -12,10 +12,11 @@ from operator import add, mul
 import torch
 
 from abridged.compiler.fuse import Group
-from abridged.compiler.plan import LANES, Layout, Machine, contiguous, floats, plain, rounded
+from abridged.compiler.plan import LANES, SLACK, Layout, Machine, contiguous, floats, plain, rounded
 from abridged.compiler.select import in_place
 from abridged.graph.graph import Graph, Node, Value
 
+FARTHEST = SLACK // LANES  # stride of which a vector's lanes are all within what may be read behind a buffer
 VIEWS = ("reshape", "permute", "slice", "split", "expand")
 DEFAULT_CHANNEL = {2: 1, 3: 2, 4: 1}  # by rank, where no op has said what is a channel
 
@@ -65,7 +66,7 @@ class Geometry:
     def in_place(self, node: Node) -> bool:
         """Whether a convolution with a stride reads its input as it lies; others find it moved into phases."""
         weight = self.graph.constants.get(node.inputs[1] or "")
-        if weight is None or weight.tensor.ndim > 4:
+        if weight is None or weight.tensor.ndim > 4 or max(node.integers("stride")) > FARTHEST:
             return False
         return in_place(weight.tensor.detach().flatten(2).numpy(), node.integer("groups"), self.machine)
 

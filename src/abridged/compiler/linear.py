@@ -14,6 +14,7 @@ from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window, positions
 from abridged.compiler.lower import LOWER, Lowering, Macros
 from abridged.compiler.plan import Call, Choice, Layout, Mask, Step, Weights, rounded
+from abridged.compiler.select import used_taps
 from abridged.graph.graph import Node, Value
 
 
@@ -127,7 +128,7 @@ def rows(
 
     Taps that no output has a weight for are left out. With a `stride` x is read at positions of its own."""
     node, shape = group.anchor, low.shape(group.output)
-    used = [t for t in range(len(offsets)) if weight[:, :, t].any()] or [0]
+    used = used_taps(weight)
     weight, offsets = weight[:, :, used], [offsets[t] for t in used]
     mask = mask_of(shape, channel, target)
     row = target.strides[channel]
@@ -165,8 +166,9 @@ def _lines(mask: Mask, x: tuple[int, ...], channel: int, stride: tuple[int, ...]
             axes[-1] = axes[-1][0] * n, at_y, at_x
         elif n > 1:
             axes.append((n, at_y, at_x))
-    axes = axes or [(1, 1, 1)]
-    if len(axes) > 3 or axes[-1][1] != 1:
+    if not axes or axes[-1][1] != 1:  # lines of one position
+        axes.append((1, 1, 1))
+    if len(axes) > 3:
         return {}
     (n, y_stack, x_stack), (height, y_pitch, x_line), (width, _, step) = [(1, 0, 0)] * (3 - len(axes)) + axes
     return {

@@ -42,14 +42,19 @@ def _fuller(macros: Mapping[str, int | str]) -> bool:
     return CLEARLY * prod(sizes) / rounded(span) < outputs / rounded(outputs)
 
 
+def used_taps(weight: Weights) -> list[int]:
+    """The taps of a weight (O, C, T) that any output has a weight for; one of them where none has."""
+    return [t for t in range(weight.shape[2]) if weight[:, :, t].any()] or [0]
+
+
 def in_place(weight: Weights, groups: int, machine: Machine) -> bool:
     """Whether a convolution of this weight (O, C, T) reads its input with a stride as it lies, as depthwise ones do. So do dense
     ones, where outputs fill the lanes and have inputs enough to be worth turning lanes at the end, and sparse ones of no pattern. Of
     one tap, the one phase that it reads is quickly moved."""
-    outputs, taps = len(weight) // groups, weight.shape[2]
     if weight.shape[1] == 1:
         return True
-    if taps == 1:
+    weight, outputs = weight[:, :, used_taps(weight)], len(weight) // groups
+    if weight.shape[2] == 1:
         return False
     if float(np.mean(weight == 0)) < SPARSE:
         able = any(_in_registers(tile, machine) for tile in kernels.families()["columns_dense"].tiles)
@@ -74,7 +79,7 @@ def choices(step: Step, machine: Machine) -> tuple[Choice, ...]:
     able.sort(key=lambda family: (_is_dense(family) == (zeros >= SPARSE), -family.rank))
     if not UNDECIDED[0] < zeros < UNDECIDED[1]:
         able = [family for family in able if _is_dense(family) == _is_dense(able[0])]
-    return tuple(
+    found = tuple(
         Choice(
             replace(call, family=family.name, macros=(*call.macros, *tile.items())), family.format, tuple(tile.items())
         )
@@ -82,6 +87,9 @@ def choices(step: Step, machine: Machine) -> tuple[Choice, ...]:
         for tile in (family.tiles or ({},))
         if _in_registers(tile, machine) and _fits(family, tile, step)
     )
+    if not found:
+        raise AssertionError(f"no kernel for {step.node.path} {step.node.op}")
+    return found
 
 
 def _in_registers(tile: kernels.Tile, machine: Machine) -> bool:

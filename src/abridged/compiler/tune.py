@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -66,17 +66,14 @@ def _measured(
     """The fastest choice of each step; steps with the same key make the same."""
     with tempfile.TemporaryDirectory(prefix="abridged-tune-") as folder:
         build(plan, Path(folder), True)
-        library = Library(Path(folder), threads)
-
-        def measure(picks: Picks) -> list[float]:
-            library.choose(picks)
-            return library.step_times(inputs, outputs)
-
         counts = [len(step.choices) for step in plan.steps]
-        picks = _alone(counts, keys, measure)
-        picks = _among_neighbours(picks, counts, keys, measure)
-        library.close()
-    return picks
+        with closing(Library(Path(folder), threads)) as library:
+
+            def measure(picks: Picks) -> list[float]:
+                library.choose(picks)
+                return library.step_times(inputs, outputs)
+
+            return _among_neighbours(_alone(counts, keys, measure), counts, keys, measure)
 
 
 def _alone(counts: Sequence[int], keys: Sequence[str], measure: Callable[[Picks], list[float]]) -> Picks:
@@ -99,14 +96,14 @@ def _among_neighbours(
     kinds, picks = _by_key(keys), list(picks)
     sets = _apart(keys)
     for together in sets:
-        trials = [picks]
+        trials = [list(picks)]
         for turn in range(1, max(counts[kinds[key][0]] for key in together)):
             changed = {step for key in together for step in kinds[key] if turn < counts[step]}
             trials.append([(pick + turn) % counts[i] if i in changed else pick for i, pick in enumerate(picks)])
         times = _least(trials, measure, SECONDS / len(sets))
         for key in together:
             felt = sorted({at for step in kinds[key] for at in (step, step + 1) if at < len(keys)})
-            sums = [float(row[felt].sum()) for row in times]
+            sums = [float(row[felt].sum()) for row in times[: counts[kinds[key][0]]]]
             fastest = _clearly(sums)
             for step in kinds[key]:
                 picks[step] = trials[fastest][step]
@@ -150,12 +147,12 @@ def _least(trials: Sequence[Picks], measure: Callable[[Picks], list[float]], sec
 
 
 def _key(step: Step) -> str:
-    """A step's shape and its density in twentieths."""
+    """A step's shape, its density in twentieths, and its choices."""
     call = step.choice.call
     tile = dict(step.choice.tile)
     macros = [item for item in call.macros if item[0] not in tile]
     density = None if step.weight is None else round(20 * float(np.mean(step.weight != 0)))
-    return hashlib.sha256(repr((macros, call.text, density, len(step.choices))).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((macros, call.text, density, list(map(_named, step.choices)))).encode()).hexdigest()[:24]
 
 
 def _named(choice: Choice) -> list[Any]:

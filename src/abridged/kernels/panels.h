@@ -18,8 +18,8 @@ struct NAME(weights) {
     const uint8_t *indices, *counts, *order;
 };
 
-/* A single tap is read where it lies. Several are first copied side by side, n vectors of each from x on, which is at position p: most
- * lie across two cache lines, and would be loaded twice by every row. */
+/* A single tap is read where it lies, unless with a stride. Several are first copied side by side, for most lie across two
+ * cache lines, and would be loaded twice by every row: n vectors of each. x lies at position p. */
 INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n);
 
 /* `in`: the panel, whose inputs lie `apart` floats from each other. */
@@ -58,6 +58,7 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
 {
     static const int32_t taps[T] = TAPS;
     _Alignas(64) float panel[COPIED ? CHANNELS * T * WIDE * LANES + LANES : 1], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
+    if (STRIDED) memset(panel, 0, sizeof panel); /* of what is never copied, between lines, nothing is used; but it is slow if denormal */
     const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW;

@@ -12,8 +12,8 @@ tiles:
   - {NV: 4, K: 192, ROWS: 256, SUMS: 2}
   - {NV: 4, K: 96, ROWS: 256, SUMS: 2}
 --- */
-/* A block of positions is cut where lines begin, and each cut is copied in whole vectors: the next one overwrites what was too
- * much. Between two lines lies what is masked. */
+/* A block of positions is cut where lines begin, and of each line the part in the block is copied in whole vectors: the next
+ * one overwrites what was too much. What lies between two lines is masked. */
 struct NAME(cut) {
     long from, to, vectors;
 };
@@ -21,14 +21,14 @@ struct NAME(cut) {
 INLINE long NAME(cuts)(struct NAME(cut) *cuts, long p, int n)
 {
     const long end = p + n * LANES;
-    long stack = N > 1 ? p / YSTACK : 0, line = OH > 1 ? MIN(OH - 1, (p - stack * YSTACK) / YPITCH) : 0, count = 0;
+    long stack = N > 1 ? MIN(N - 1, p / YSTACK) : 0, line = OH > 1 ? MIN(OH - 1, (p - stack * YSTACK) / YPITCH) : 0, count = 0;
 
     for (long at = p; at < end; count++) {
         const long start = stack * YSTACK + line * YPITCH, from = stack * XSTACK + line * XLINE + (at - start) * SX - p;
         if (++line == OH) line = 0, stack++;
-        const long stop = stack < N ? MIN(end, stack * YSTACK + line * YPITCH) : end;
-        cuts[count] = (struct NAME(cut)){from, at - p, (stop - at + LANES - 1) / LANES};
-        at = stop;
+        const long left = MAX(0, MIN(end, start + OW) - at);
+        cuts[count] = (struct NAME(cut)){from, at - p, (left + LANES - 1) / LANES};
+        at = stack < N ? stack * YSTACK + line * YPITCH : end;
     }
     return count;
 }
