@@ -1,7 +1,7 @@
 /* What the kernels of sparse weights in panels share. An input is one tap of one channel. Channels are cut into PANELS of nearly
- * equal size with at most K inputs each, the first LARGE of them one channel larger. Packed weights: starts (uint32, by group, panel and piece of ROWS rows), values (float),
- * indices within the panel (uint8: channel x T + tap), and for each piece in each panel how many each row has and which row
- * that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
+ * equal size with at most K inputs each, the first LARGE of them one channel larger. Packed weights: starts (uint32, by
+ * group, panel and piece of ROWS rows), values (float), indices within the panel (uint8: channel x T + tap), and for each
+ * piece in each panel how many each row has and which row that is (both uint8), each section at a multiple of 64 bytes. Rows that have equally many follow each other: the processor
  * then foresees where each ends. A row's weights take turns with SUMS sets of sums, which would otherwise wait for each other.
  * Between two panels the rows' sums rest in memory of the thread's own. A unit of work is one piece of rows of one block of
  * positions. */
@@ -58,7 +58,7 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
 {
     static const int32_t taps[T] = TAPS;
     _Alignas(64) float panel[COPIED ? CHANNELS * T * WIDE * LANES + LANES : 1], rest[PANELS > 1 ? MIN(ROWS, O) * WIDE * LANES : 1];
-    if (STRIDED) memset(panel, 0, sizeof panel); /* of what is never copied, between lines, nothing is used; but it is slow if denormal */
+    if (STRIDED) memset(panel, 0, sizeof panel); /* what lies between lines is computed with, though never used */
     const size_t counted = (size_t)G * PANELS * O;
     const uint32_t *starts = (const uint32_t *)a->w, nonzeros = starts[G * PANELS * PIECES];
     const float *values = (const float *)(starts + STEPS(G * PANELS * PIECES + 1)), *x = a->x + group * C * XROW;
