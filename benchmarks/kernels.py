@@ -76,6 +76,7 @@ def layers(family: kernels.Family) -> list[Layer]:
         ],
         "mean": [Layer("2048 × 7²", 2048, 7, nn.AdaptiveAvgPool2d(1))],
         "split": [Layer("128 × 56², phases of stride 2", 128, 56, conv(128, 8, 3, 2, 1))],
+        "halo": [Layer("384 × 14² in two bands", 384, 14, conv(384, 384, 3, padding=1, groups=384))],
         "group_norm": [Layer("32 groups of 256 × 14²", 256, 14, nn.GroupNorm(32, 256))],
     }["strided" if family.strides == "only" else op] + (strided if family.strides == "too" else [])  # fmt: skip
 
@@ -105,6 +106,9 @@ class Case:
     @property
     def work(self) -> int:
         """Multiply-accumulates without zeros; bytes read and written where there are no weights."""
+        macros = dict(self.step.choice.call.macros)
+        if self.step.choice.call.family == "halo":  # each of two lines that meet is copied once
+            return 4 * prod(int(macros[name]) for name in ("C", "YPITCH", "REACH")) * 4 * (int(macros["BANDS"]) - 1)
         shape = (1, self.layer.channels, *[self.layer.size] * 2)[: 4 if self.layer.size else 2]
         read, written = prod(shape), self.layer.module(torch.zeros(shape)).numel()
         if self.step.weight is None:
@@ -115,6 +119,7 @@ class Case:
 def cases(family: kernels.Family, layer: Layer, machine: Machine) -> list[Case]:
     """Every tile of a family that such a machine would consider for a layer."""
     found = []
+    machine = replace(machine, threads=2) if family.op == "halo" else machine  # which would otherwise meet no other
     for tile in family.tiles:
         planned = _planned(layer, zeros(family, tile), machine)
         for at, step in enumerate(planned.steps):

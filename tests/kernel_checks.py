@@ -31,7 +31,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Args(ctypes.Structure):
     """`struct args` of simd.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "y", "r", "w", "b", "mask")]
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("x", "y", "r", "w", "b", "mask")), ("band", ctypes.c_long)]
 
 
 def guarded(floats: int, at_end: bool) -> np.ndarray:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from abridged import targets
-from abridged.compiler import threads
+from abridged.compiler import threads as pool
 from abridged.compiler.build import build_library, find_compiler
 from abridged.compiler.library import Library, _pointer
 from abridged.compiler.pipeline import compile_graph
+from abridged.compiler.plan import Machine
 from abridged.graph.capture import capture
 from abridged.graph.graph import Graph
 from abridged.graph.interpret import interpret
@@ -27,14 +28,14 @@ def poison(artifact: Artifact) -> Artifact:
     return artifact
 
 
-def agrees(module: nn.Module, *inputs: Tensor) -> None:
+def agrees(module: nn.Module, *inputs: Tensor, threads: int = 2) -> None:
     """The artifact's error against float64 is at most 8 times PyTorch's own, or rounding of the largest output."""
     graph = capture(module.eval(), inputs)
     exact = interpret(graph, *inputs, dtype=torch.float64)
     with torch.no_grad():
         own = (module(*inputs) - exact).abs().max().item()
     bound = max(8 * own, 4e-6 * exact.abs().max().item())
-    with targets.build(graph, "native", threads=2, tune=False) as artifact:
+    with targets.build(graph, "native", threads=threads, tune=False) as artifact:
         assert (poison(artifact)(*inputs) - exact).abs().max().item() <= bound
 
 
@@ -42,9 +43,9 @@ def without_passes(graph: Graph, without: Collection[str], inputs: tuple[Tensor,
     """The flat outputs, on two threads, of the network compiled without some passes."""
     with TemporaryDirectory() as place:
         folder = Path(place)
-        for name, content in compile_graph(graph, without=without).files.items():
+        for name, content in compile_graph(graph, without, Machine(threads=2)).files.items():
             (folder / name).write_bytes(content)
-        (folder / "threads.c").write_bytes(threads.source())
+        (folder / "threads.c").write_bytes(pool.source())
         parts, out = {"model.c": 1, "threads.c": 1}, folder / "model.so"
         build_library(parts, folder, out, compiler=find_compiler(), flags=[])
         library = Library(folder, 2)

@@ -97,7 +97,8 @@ def _maps(rng: np.random.Generator, *shape: int) -> Tensor:
 
 
 def _strides(lies: Strides, letter: str) -> dict[str, int | str]:
-    return {f"{letter}ROW": lies.row, f"{letter}STACK": lies.stack, f"{letter}PITCH": lies.pitch}
+    found: dict[str, int | str] = {f"{letter}ROW": lies.row, f"{letter}STACK": lies.stack, f"{letter}PITCH": lies.pitch}
+    return found | ({"XAT(line, band)": f"((line) * {lies.pitch})"} if letter == "X" else {})
 
 
 def _window(x: Tensor, y: Tensor, kernel, stride, padding, dilation) -> dict[str, int | str]:
@@ -204,6 +205,7 @@ def strided_depthwise() -> Iterator[Case]:
         row_end = rounded(writes.end((batch, 1, *y.shape[2:])))
         macros = _window(x, y, size, stride, padding, dilation) | _strides(lies, "X") | _strides(writes, "Y")
         macros |= {"N": batch, "O": multiplier, "G": channels, "RROW": writes.row, "MASK": 1}
+        macros["XAT(line, band)"] = f"((line) * {stride[0] * lies.pitch})"
         macros |= {"CLEAR": writes.row - row_end, "RESIDUAL": i % 2, "EPILOGUE(v, r)": "v_relu((v) + (r))"}
         flat = weight.numpy().reshape(channels, multiplier, 1, -1)
         bound = (kernel**2 + 3) * EPS * float(meaning("conv", x.abs(), weight.abs(), bias.abs(), **attrs).max() + 3)
@@ -235,6 +237,7 @@ def with_strides(family: str) -> Iterator[Case]:
         macros: dict[str, int | str] = {
             "STRIDED": 1, "O": outputs, "C": channels, "G": groups, "T": kernel**2, "TAPS": "{" + ", ".join(map(str, offsets)) + "}",
             "XROW": lies.row, "XSTACK": lies.stack, "XLINE": stride[0] * lies.pitch * (y.shape[2] > 1), "SX": stride[1],
+            "XAT(line, band)": "((line) * XLINE)", "EVEN": i % 2,
             "SPAN": writes.end((batch, 1, *y.shape[2:])), "N": batch, "OH": y.shape[2], "OW": y.shape[3], "YROW": writes.row, "YSTACK": writes.stack, "YPITCH": writes.pitch,
             "RROW": writes.row, "MASK": 1, "CLEAR": writes.row - row_end, "RESIDUAL": i % 2,
             "EPILOGUE(v, r)": "v_relu((v) + (r))",
@@ -262,7 +265,7 @@ LAWS: dict[str, Callable[[], Iterator[Case]]] = {
 def test_no_family_is_left_out() -> None:
     """A new family of an op that has a law is tested by it; one of another op needs a law of its own."""
     strided = {name for name, family in families().items() if family.strides}  # each has a law of its own
-    assert {family.op for family in families().values()} | strided == {*LINEAR, *LAWS}
+    assert {family.op for family in families().values()} | strided == {*LINEAR, *LAWS, "halo"}
     assert all(family.macros and family.doc and family.tiles for family in families().values())
 
 
@@ -329,3 +332,36 @@ def test_maps_equal_their_meaning_around_every_edge(op: str, machine: str, tmp_p
             untouched[case.writes.of(flat, wanted.shape).astype(int).ravel()] = False
             rest = buffer[untouched]
             assert not rest.any() if case.gaps_are_zero else np.isnan(rest).all(), f"{i}: between the maps"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_bands_meet(machine: str, tmp_path: Path) -> None:
+    """Beside each band stand its neighbours' lines, and zeros behind the last of the map; nothing else changes."""
+    text, cases = preamble(), []
+    for height, lines, reach in product((2, 3, 5, 7, 14), (1, 2, 3, 4, 7), (1, 2, 3)):
+        bands, channels, pitch = -(-height // lines), 3, 5
+        if reach <= lines < height:
+            row = (lines + 2 * reach) * pitch + 4
+            apart = channels * row + 9
+            macros = {"C": channels, "H": height, "YROW": row, "YPITCH": pitch, "LINES": lines, "REACH": reach}
+            cases.append((macros | {"BANDS": bands, "APART": apart}, height, lines, reach, bands))
+            text += instance(families()["halo"], f"k{len(cases) - 1}", cases[-1][0])
+    library = build(text, tmp_path, MACHINES[machine])
+    for i, (macros, height, lines, reach, bands) in enumerate(cases):
+        row, pitch, apart = (int(macros[name]) for name in ("YROW", "YPITCH", "APART"))
+        rng = np.random.default_rng(i)
+        maps = rng.standard_normal((3, height, pitch)).astype(np.float32)
+        y = guarded(bands * apart, at_end=True)  # NaN
+        want = y.copy()
+        for k, c, line in product(range(bands), range(3), range(-reach, lines + reach)):
+            at, h = k * apart + c * row + (reach + line) * pitch, k * lines + line
+            inside, own = 0 <= h < height, 0 <= line < lines
+            if inside and own:
+                y[at : at + pitch] = maps[c, h]
+            if inside or line >= 0:  # above the first band is what was there
+                want[at : at + pitch] = maps[c, h] if inside else 0.0
+            if not inside and line >= lines and k == bands - 1:
+                want[at : at + pitch] = np.nan  # below the last one too
+        args = Args(None, y[reach * pitch :].ctypes.data, None, None, None, None)
+        call(library, f"k{i}", args, 3)
+        assert np.array_equal(y, want, equal_nan=True), macros

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,13 +17,21 @@ from random_networks import RandomNetwork, networks
 from torch import Tensor
 
 from abridged import targets
+from abridged.compiler import bands
 from abridged.compiler.pipeline import PASSES
 from abridged.graph.capture import capture
 from abridged.graph.structure import flatten
 
-OPTIONAL = [*PASSES, "fuse", "reuse"]
+OPTIONAL = [*PASSES, "fuse", "bands", "reuse"]
 pytestmark = pytest.mark.usefixtures("fast_builds")  # is the C right, not: is it fast
 FAST = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bands_wherever_they_can_be() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "worth_it", lambda *_: True)
+        yield
 
 
 def holds(drawn: tuple[RandomNetwork, tuple[Tensor, ...]], without: set[str]) -> None:
@@ -37,7 +46,7 @@ def holds(drawn: tuple[RandomNetwork, tuple[Tensor, ...]], without: set[str]) ->
         max(4e-6 * largest, *(8 * float((other[at] - y).abs().max()) for other in others)) for at, y in enumerate(exact)
     ]
     with TemporaryDirectory() as folder:
-        targets.build(graph, "native", Path(folder) / "net", tune=False, threads=1).close()
+        targets.build(graph, "native", Path(folder) / "net", tune=False, threads=3).close()
         answers = []
         for count in (1, 2):
             with targets.load(Path(folder) / "net", threads=count) as artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +75,28 @@ MODEL_API void model_run(const float *const *inputs, float *const *outputs, cons
 #endif
 """
 
+# Arguments of a step of bands: those of the first, and how much further those of the next begin.
+_BANDS = """
+struct args_bands { struct args a; long x, y, r; };
+INLINE struct args args_band(const void *args, long k) {
+  const struct args_bands *s = args;
+  struct args a = s->a;
+  a.x += k * s->x;
+  a.y += k * s->y;
+  if (a.r) a.r += k * s->r;
+  a.band = k;
+  return a;
+}
+struct nest_bands { struct nest a; long out, in[8]; };
+INLINE struct nest nest_band(const void *args, long k) {
+  const struct nest_bands *s = args;
+  struct nest a = s->a;
+  for (int i = 0; i < 8 && a.in[i]; i++) a.in[i] += k * s->in[i];
+  a.out += k * s->out;
+  return a;
+}
+"""
+
 _MASKS = """
 static void mask(int32_t *m, long total, const long *shape, const long *strides, int rank) {
   for (long p = 0; p < total; p++) m[p] = 0;
@@ -92,15 +115,15 @@ def emit(plan: Plan, every: bool = False) -> Sources:
     """model.c, model.h and weights.bin. `every`: with all choices of every step, of which `model_choices` says which one runs."""
     blob = _Blob()
     constants = {name: blob.add(tensor.tobytes()) for name, tensor in plan.constants.items()}
-    symbols: dict[Call, str] = {}
+    symbols: dict[tuple[Call, int], str] = {}
     lines = []
     for i, step in enumerate(plan.steps):
         ways = []
         for choice in step.choices if every else step.choices[:1]:
-            symbol = symbols.setdefault(choice.call, f"k{len(symbols)}")
+            symbol = symbols.setdefault((choice.call, step.bands), f"k{len(symbols)}")
             ways.append(_step(plan, replace(step, choices=(choice,)), symbol, constants, blob))
         lines.append(ways[0] if len(ways) == 1 else _switch(i, ways))
-    parts = _parts([_instance(call, symbol) for call, symbol in symbols.items()])
+    parts = _parts([_instance(call, bands, symbol) for (call, bands), symbol in symbols.items()])
     weights = blob.bytes()
     header = _HEADER.format(
         inputs=len(plan.inputs),
@@ -115,9 +138,10 @@ def emit(plan: Plan, every: bool = False) -> Sources:
             '#include "model.h"\n#include <math.h>',
             kernels.preamble(),
             nest.PREAMBLE,
+            _BANDS if any(step.bands > 1 for step in plan.steps) else "",
             *(_part(i, texts) for i, texts in enumerate(parts)),
             f"#if PART < 0 || PART == {len(parts)}",
-            _declarations(symbols),
+            _declarations(symbols.values()),
             _MASKS if plan.masks else "",
             "long model_arena_bytes(void) { return MODEL_ARENA_BYTES; }",
             _prepare(plan),
@@ -136,16 +160,24 @@ def emit(plan: Plan, every: bool = False) -> Sources:
     return Sources(files, len(parts) + 1)
 
 
-def _instance(call: Call, symbol: str) -> str:
+def _instance(call: Call, bands: int, symbol: str) -> str:
     if call.family:
         text = kernels.instantiate(kernels.families()[call.family], symbol, dict(call.macros))
     else:
         text = call.text.replace("NAME", symbol)
+    kind, task = ("args" if call.family else "nest"), f"{{ {symbol}(args, begin, end); }}"
+    if bands > 1:
+        task = f"""{{
+  for (long k = begin / {symbol}_tasks; k < {bands} && k * {symbol}_tasks < end; k++) {{
+    struct {kind} a = {kind}_band(args, k);
+    {symbol}(&a, MAX(begin - k * {symbol}_tasks, 0), MIN(end - k * {symbol}_tasks, {symbol}_tasks));
+  }}
+}}"""
     return f"""{text}
-static void {symbol}_task(const void *args, long begin, long end) {{ {symbol}(args, begin, end); }}
+static void {symbol}_task(const void *args, long begin, long end) {task}
 LOCAL void {symbol}_start(model_parallel_for parallel_for, void *pool, const void *args) {{
-  if (parallel_for) parallel_for(pool, {symbol}_task, args, {symbol}_tasks);
-  else {symbol}(args, 0, {symbol}_tasks);
+  if (parallel_for) parallel_for(pool, {symbol}_task, args, {bands} * {symbol}_tasks);
+  else {symbol}_task(args, 0, {bands} * {symbol}_tasks);
 }}
 """
 
@@ -168,10 +200,8 @@ def _part(i: int, texts: list[str]) -> str:
     return f"{guard}#if PART < 0 || PART == {i}\n" + "\n".join(texts) + "#endif\n"
 
 
-def _declarations(symbols: dict[Call, str]) -> str:
-    return "\n".join(
-        f"LOCAL void {symbol}_start(model_parallel_for, void *, const void *);" for symbol in symbols.values()
-    )
+def _declarations(symbols: Iterable[str]) -> str:
+    return "\n".join(f"LOCAL void {symbol}_start(model_parallel_for, void *, const void *);" for symbol in symbols)
 
 
 def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: _Blob) -> str:
@@ -199,12 +229,24 @@ def _step(plan: Plan, step: Step, symbol: str, constants: dict[str, int], blob: 
         bias = 0 if step.bias is None else blob.add(_biases(step.bias))
         residual = address(step.residual) if step.residual else "0"
         fields = f"{address(step.reads[0])}, {address(step.write)}, {residual}, w + {packed}, (const float *)(w + {bias}), {mask}"
-        arguments = f"struct args a = {{{fields}}}"
+        kind, values = "args", f"{{{fields}, 0}}"
     else:
         inputs = ", ".join(map(address, step.reads)) or "0"
-        arguments = f"struct nest a = {{{{{inputs}}}, {address(step.write)}, {mask}}}"
+        kind, values = "nest", f"{{{{{inputs}}}, {address(step.write)}, {mask}}}"
+    arguments = f"struct {kind} a = {values}"
+    if step.bands > 1:
+        arguments = f"struct {kind}_bands a = {{{values}, {_shifts(step)}}}"
     where = _line(step.node.path).replace("*/", "* /")
     return f"  {{ {clears}{arguments}; {symbol}_start(parallel_for, pool, &a); }}  /* {where} {step.node.op} */"
+
+
+def _shifts(step: Step) -> str:
+    """How much further each operand of the next band begins."""
+    reads = ", ".join("0" if step.by_line else str(read.apart) for read in step.reads) or "0"
+    write = step.write.apart
+    if step.choice.call.family:
+        return f"{reads}, {write}, {step.residual.apart if step.residual else 0}"
+    return f"{write}, {{{reads}}}"
 
 
 def _switch(i: int, ways: list[str]) -> str:

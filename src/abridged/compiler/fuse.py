@@ -85,7 +85,7 @@ def _group(graph: Graph, chain: list[Node]) -> Group:
             return texts[name]
         constant = graph.constants.get(name)
         if constant is not None and constant.tensor.dim() == 0:
-            return number(float(constant.tensor))
+            return number(float(constant.tensor.detach()))
         if name not in operands:
             operands.append(name)
         return f"{{{operands.index(name)}}}"

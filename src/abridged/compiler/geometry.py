@@ -1,18 +1,20 @@
 """How much room each value's rows get, so that linear operators find padding in place and read and write at one pitch.
 
 A value lies as channel-major rows when it has a channel axis and more than one position. Rows that one kernel reads and writes at
-the same positions are of one *class*: they share the pitch of every position axis and the distance of rows."""
+the same positions are of one *class*: they share the pitch of every position axis. Maps of some classes lie in bands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import repeat
 from math import prod
 from operator import add, mul
 
 import torch
 
+from abridged.compiler.bands import lines_of_bands
 from abridged.compiler.fuse import Group
-from abridged.compiler.plan import LANES, SLACK, Layout, Machine, contiguous, floats, plain, rounded
+from abridged.compiler.plan import LANES, SLACK, Bands, Layout, Machine, contiguous, floats, plain, rounded
 from abridged.compiler.select import in_place
 from abridged.graph.graph import Graph, Node, Value
 
@@ -38,10 +40,21 @@ class Geometry:
         # Of each class: position sizes, and the zeros that are wanted beside them along each position axis.
         self._members: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
         self._made = {group.output for group in groups if group.anchor.op not in VIEWS}
+        self._reach: dict[str, int] = {}  # lines above or below an output's own that windows on rows of a name read
+        self._asked: dict[str, str] = {}  # whose windows those are on: by the same names
+        self._seen_in: dict[str, str] = {}  # what a view looks at
         for group in groups:
             self._see(group)
+        self._reaches = {self._find(names[0]): max(map(self._reach.get, names, repeat(0))) for names in self.classes()}
+        self._lines: dict[str, int] = {}  # of a band, by the roots of classes that lie in bands
+        if machine.threads > 1:
+            self._lines = {self._find(first): n for (first, *_), n in lines_of_bands(self, groups)}
+        for key, x in self._asked.items():
+            if self._reach[key] and self._find(key) in self._lines:  # lines of other bands take the room of zeros
+                self.zero.update((key, x) if self.together(key, x) else (key,))
         for group in reversed(groups):
             self._propagate_zero(group.anchor)
+        self._roomy = self._with_room(groups)
 
     # ---- questions ----
 
@@ -50,15 +63,37 @@ class Geometry:
         channel = self.channel.get(value.name)
         if channel is None or not self.is_rows(like or value.name) or value.dtype != torch.float32:
             return plain(buffer, value.shape, value.dtype), floats(value.shape, value.dtype)
-        strides, gap, row = self._metric(like or value.name)
-        origin = rounded(gap)
-        full = list(strides)
-        full.insert(channel, row)
-        zero = value.name in self.zero
-        return Layout(buffer, origin, tuple(full), zero), origin + value.shape[channel] * row
+        key = like or value.name
+        strides, gap, span = self._metric(key)
+        lines = self._lines.get(self._find(key))
+        before, after = (gap, (2 if lines and self.reach(key) else 1) * gap) if value.name in self._roomy else (0, 0)
+        # An odd number of vectors: rows a power of two apart would fall on one another in the cache.
+        row = (rounded(span + after) // LANES | 1) * LANES
+        size, bands = rounded(before) + value.shape[channel] * row, None
+        if lines:
+            bands = Bands(-(-value.shape[2] // lines), lines, rounded(size))
+            size = bands.count * bands.apart
+        full = (*strides[:channel], row, *strides[channel:])
+        return Layout(buffer, rounded(before), full, value.name in self.zero, bands=bands), size
 
-    def gap(self, name: str) -> int:
-        return self._metric(name)[1]
+    def reach(self, name: str) -> int:
+        """How many lines of its neighbours a band of these rows has beside its own."""
+        return self._reaches.get(self._find(name), 0)
+
+    def classes(self) -> list[list[str]]:
+        """The names of each class."""
+        found: dict[str, list[str]] = {}
+        for name in self._parent:
+            found.setdefault(self._find(name), []).append(name)
+        return list(found.values())
+
+    def sizes(self, name: str) -> set[tuple[int, ...]]:
+        """The sizes of the position axes in a class."""
+        return {sizes for sizes, _ in self._members[self._find(name)]}
+
+    def together(self, name: str, other: str) -> bool:
+        """Whether two names are rows of one class."""
+        return self.is_rows(name) and self.is_rows(other) and self._find(name) == self._find(other)
 
     def is_rows(self, name: str) -> bool:
         return name in self._parent
@@ -76,6 +111,8 @@ class Geometry:
         node, y = group.anchor, group.output
         see = getattr(self, f"_see_{node.op}", self._see_other)
         see(node, y)
+        if node.op in VIEWS:
+            self._seen_in.update((part, node.inputs[0] or "") for part in node.outputs)
         for name in group.operands:
             alike = self._shape(name) == self._shape(y) and self.channel.get(name) == self.channel[y]
             if alike and self.is_rows(y) and self.is_rows(name):
@@ -103,6 +140,7 @@ class Geometry:
         """A kernel reads x with its zero padding in place; `key` stands for x in case that it must be a copy."""
         self._add(key, window.sizes, window.gap)
         self.channel[key] = 1
+        self._reach[key], self._asked[key] = window.reach, x
         if any(window.gap):
             self.zero.add(key)
         if self.is_rows(x) and self.channel[x] == 1:
@@ -131,6 +169,12 @@ class Geometry:
             self._add(y)
 
     _see_max_pool = _see_avg_pool = _see_adaptive_avg_pool = _see_adaptive_max_pool = _see_group_norm = _see_pool
+
+    def _memory(self, name: str) -> str:
+        """The value whose memory a view looks at."""
+        while name in self._seen_in:
+            name = self._seen_in[name]
+        return name
 
     def _see_permute(self, node: Node, y: str) -> None:
         x, axes = node.inputs[0], node.integers("axes")
@@ -165,7 +209,9 @@ class Geometry:
             assert x is not None
             if x in self._made and self.is_rows(x) and self.channel[x] == axis:
                 self._union(x, y)
-                if x not in self.inside and node.inputs.count(x) == 1:
+                # What a window reads sooner is not put where other parts are yet to be written beside it.
+                sooner = x in map(self._memory, self._asked.values())
+                if x not in self.inside and node.inputs.count(x) == 1 and not sooner:
                     self.inside[x] = (y, first)
             first += self._shape(x)[self.channel[y] or 0]
 
@@ -191,6 +237,15 @@ class Geometry:
             if x in self.inside and self.inside[x][0] in self.zero:
                 self.zero.add(x)
 
+    def _with_room(self, groups: Iterable[Group]) -> set[str]:
+        """The values whose rows have room for zeros: what must be zero, and so that sums can be written over their residuals, both of
+        them where one has it."""
+        found = set(self.zero)
+        pairs = [(name, group.output) for group in groups for name in group.operands]
+        while more := {name for pair in pairs if found.intersection(pair) for name in pair} - found:
+            found |= more
+        return found
+
     # ---- classes: union-find ----
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -213,14 +268,18 @@ class Geometry:
             self._members[b] += self._members.pop(a)
 
     def _metric(self, name: str) -> tuple[tuple[int, ...], int, int]:
-        """Strides of the position axes, the gap before and after a row, and the distance of rows."""
+        """Strides of the position axes, the zeros that may be wanted before and after a row, and how far its elements reach."""
         members = self._members[self._find(name)]
         room = tuple(map(max, zip(*(map(add, sizes, gap) for sizes, gap in members), strict=True)))
+        lines = self._lines.get(self._find(name))
+        if lines:
+            sizes, pitch = members[0][0], room[2]
+            gap = self.reach(name) * pitch + room[2] - sizes[2]
+            return (lines * pitch, pitch, 1), gap, (lines - 1) * pitch + sizes[2]
         strides = contiguous(room)
         gap = max(sum(map(mul, gap, strides)) for _, gap in members)
         span = max(1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) for sizes, _ in members)
-        # An odd number of vectors: rows a power of two apart would fall on one another in the cache.
-        return strides, gap, (rounded(span + gap) // LANES | 1) * LANES
+        return strides, gap, span
 
 
 class Window:
@@ -250,6 +309,12 @@ class Window:
         ):
             sides.append(max(p, (m - 1) * s + (k - 1) * d - p - (n - 1), 0))
         return (0, *sides)
+
+    @property
+    def reach(self) -> int:
+        """Lines above or below that of an output's first tap which a window reads, at most."""
+        p, d, k = self.padding[0], self.dilation[0], self.kernel[0]
+        return max(p, (k - 1) * d - p)
 
     @property
     def sizes(self) -> tuple[int, ...]:

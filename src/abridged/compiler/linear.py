@@ -44,6 +44,8 @@ def _conv(low: Lowering, group: Group) -> None:
     else:
         stride = (1, *window.stride) if in_place else None
         source = low.rows(node, x, f"{y}.x")
+        if window.reach:
+            low.meet(node, source, low.shape(x), low.geometry.reach(f"{y}.x"))
         offsets = [
             sum(
                 (t * d - p) * s
@@ -58,15 +60,18 @@ def depthwise_strided(low: Lowering, group: Group, x: str, weight: Weights, bias
     """A strided convolution of single channels: so little is computed that moving x into phases would take longest."""
     node, y = group.anchor, group.output
     source, target = low.rows(node, x, f"{y}.x"), low.place(y)
+    if window.reach:
+        low.meet(node, source, low.shape(x), low.geometry.reach(f"{y}.x"))
     residual = _like(low, node, group.operands[0], y, target, 1) if group.operands else None
     macros = macros_of_window(low, node, window, x, y, source, target) | {
         "O": weight.shape[0] // low.shape(x)[1],
         "G": low.shape(x)[1],
         "RROW": residual.strides[1] if residual else 0,
+        "XAT(line, band)": line_at(source, low.shape(y), target, window.stride[0] if len(window.stride) > 1 else 1),
         **_epilogue(group),
     }
     choice = Choice(Call("depthwise_strided", tuple(macros.items())))
-    low.add(Step(node, (choice,), (source,), target, residual, weight, bias))
+    low.add(Step(node, (choice,), (source,), target, residual, weight, bias, by_line=True))
 
 
 def _linear_inputs(low: Lowering, node: Node) -> tuple[str, Weights, Weights]:
@@ -132,6 +137,7 @@ def rows(
     weight, offsets = weight[:, :, used], [offsets[t] for t in used]
     mask = mask_of(shape, channel, target)
     row = target.strides[channel]
+    banded = target.bands or source.bands
     residual = None
     if group.operands:
         key = group.output if low.geometry.is_rows(group.output) else group.operands[0]
@@ -146,25 +152,50 @@ def rows(
         "YROW": row,
         "RROW": residual.strides[channel] if residual else 0,
         "SPAN": mask.span,
-        **_lines(mask, source.strides, channel, stride),
+        **_lines(mask, source.strides, channel, stride, one_by_one=bool(stride and banded)),
+        "XAT(line, band)": line_at(source, shape, target, stride[1]) if stride and banded else "((line) * XLINE)",
+        "EVEN": int(not stride or _even(source, target, shape, stride[1])),
         "STRIDED": int(stride is not None),
         "MASK": int(target.zero),
         "CLEAR": row - rounded(mask.span) if target.zero else 0,
         **_epilogue(group),
     }
     choice = Choice(Call("conv", tuple(macros.items())))
-    low.add(Step(node, (choice,), (source,), target, residual, weight, bias, mask if target.zero else None))
+    step = Step(node, (choice,), (source,), target, residual, weight, bias, mask if target.zero else None)
+    low.add(replace(step, by_line=stride is not None))
 
 
-def _lines(mask: Mask, x: tuple[int, ...], channel: int, stride: tuple[int, ...] | None) -> Macros:
+def _even(source: Layout, target: Layout, shape: tuple[int, ...], stride: int) -> bool:
+    """Whether in a band of y, of this shape, each next line's input is so much further in x: no line is missing from the last band, and
+    where x has bands too they begin with those of y."""
+    full = not target.bands or shape[2] % target.bands.lines == 0
+    return full and (source.bands is None or source.cut == target.cut * stride)
+
+
+def line_at(source: Layout, shape: tuple[int, ...], target: Layout, stride: int) -> str:
+    """C for how far the input of `line` of a `band` of y, of this shape, is from the first: every `stride`-th line of x, wherever it lies.
+    Behind the last line of y is no other; behind that of x are the zeros of its last band."""
+    line = "(long)(line)"
+    if target.bands:
+        line = f"MIN({line} + (band) * {target.bands.lines}, {shape[2] - 1})"
+    pitch = source.strides[2] if len(source.strides) > 3 else 0
+    if source.bands is None:
+        return f"({line} * {stride * pitch})"
+    count, lines, apart = source.bands.count, source.bands.lines, source.bands.apart
+    return f"({line} * {stride * pitch} + MIN({line} * {stride} / {lines}, {count - 1}) * {apart - lines * pitch})"
+
+
+def _lines(
+    mask: Mask, x: tuple[int, ...], channel: int, stride: tuple[int, ...] | None, one_by_one: bool = False
+) -> Macros:
     """Positions as N stacks of OH lines of OW, and how far apart those are in x and y; nothing where there are more axes. Axes of which
-    one goes on where the other ends are one."""
+    one goes on where the other ends are one, unless lines are wanted one by one."""
     reads = positions(x, channel)
     axes: list[tuple[int, int, int]] = []
     for n, at_y, at_x in zip(mask.shape, mask.strides, map(mul, reads, stride or (1,) * len(reads)), strict=True):
-        if axes and axes[-1][1:] == (n * at_y, n * at_x):
+        if axes and not one_by_one and axes[-1][1:] == (n * at_y, n * at_x):
             axes[-1] = axes[-1][0] * n, at_y, at_x
-        elif n > 1:
+        elif n > 1 or (one_by_one and axes):
             axes.append((n, at_y, at_x))
     if not axes or axes[-1][1] != 1:  # lines of one position
         axes.append((1, 1, 1))
@@ -180,13 +211,17 @@ def _like(low: Lowering, node: Node, name: str, key: str, target: Layout, channe
     """A residual at the target's pitch: as it lies, where room is behind it, or a copy."""
     found = low.layout(name)
     axes = [axis for axis, n in enumerate(low.shape(name)) if n > 1 and axis != channel]
-    if found.buffer in low.sizes and all(found.strides[axis] == target.strides[axis] for axis in axes):
+    alike = all(found.strides[axis] == target.strides[axis] for axis in axes) and found.cut == target.cut
+    if found.buffer in low.sizes and alike:
         return found
     own = replace(low.value(key), name=key)
     return low.copy(node, own, found, low.buffer(own, f"{key}.r"))
 
 
 def mask_of(shape: tuple[int, ...], channel: int, layout: Layout) -> Mask:
+    """Where the elements of a row are; of a band's, all of its lines."""
+    if layout.bands:
+        shape = (*shape[:2], layout.bands.lines, *shape[3:])
     return Mask(positions(shape, channel), positions(layout.strides, channel))
 
 
@@ -201,9 +236,10 @@ def split_phases(
 
     Output o reads padded coordinate stride·o + dilation·tap, which is line o + (dilation·tap) // stride of a phase."""
     low.geometry.channel[f"{y}.x"] = 1
-    like, _ = low.geometry.layout(Value(f"{y}.x", (1,) * len(low.shape(x)), low.value(x).dtype), f"{y}.x")
-    pitches, sizes = like.strides[2:], window.phase_sizes
-    sub = rounded(Mask(sizes, positions(like.strides, 1)).span)
+    sizes = window.phase_sizes
+    like, _ = low.geometry.layout(Value(f"{y}.x", (sizes[0], 1, *sizes[1:]), low.value(x).dtype), f"{y}.x")
+    pitches = like.strides[2:]
+    sub = rounded(mask_of((sizes[0], 1, *sizes[1:]), 1, like).span)
     places = [
         [(t * d % s, t * d // s) for t, d, s in zip(tap, window.dilation, window.stride, strict=True)] for tap in taps
     ]
@@ -215,8 +251,9 @@ def split_phases(
     ]
     batch, channels, *spatial = low.shape(x)
     source, row = low.layout(x), len(phases) * sub
-    target = Layout(f"{y}.x", 0, (like.strides[0], row, *pitches))
-    low.sizes[target.buffer] = channels * row
+    bands = replace(like.bands, apart=channels * row) if like.bands else None
+    target = Layout(f"{y}.x", 0, (like.strides[0], row, *pitches), bands=bands)
+    low.sizes[target.buffer] = channels * row * len(target.each)
     macros = _two_axes(low, node, window, spatial, source.strides) | {
         "C": channels,
         "XROW": source.strides[1],
@@ -227,12 +264,18 @@ def split_phases(
         "PHASES": "{" + ", ".join("{" + ", ".join(map(str, (0,) * (2 - len(p)) + p)) + "}" for p in phases) + "}",
         "P": len(phases),
         "SUB": sub,
-        "HS": sizes[1] if len(sizes) > 2 else 1,
+        "HS": like.cut or (sizes[1] if len(sizes) > 2 else 1),
+        "XAT(line, band)": map_line(source),
         "WS": sizes[-1],
         "YPITCH": pitches[0] if len(pitches) > 1 else 0,
     }
-    low.add(Step(node, (Choice(Call("split", tuple(macros.items()))),), (source,), target))
+    low.add(Step(node, (Choice(Call("split", tuple(macros.items()))),), (source,), target, by_line=True))
     return target, offsets
+
+
+def map_line(source: Layout) -> str:
+    """C for how far `line` of the map is from the first."""
+    return line_at(source, (), replace(source, bands=None), 1)
 
 
 def _two_axes(low: Lowering, node: Node, window: Window, spatial: Sequence[int], strides: tuple[int, ...]) -> Macros:
@@ -260,7 +303,9 @@ def macros_of_window(
 ) -> Macros:
     mask = mask_of(low.shape(y), 1, target)
     batch, _, *spatial = low.shape(x)
-    return _two_axes(low, node, window, spatial, source.strides) | {
+    macros = _two_axes(low, node, window, spatial, source.strides)
+    return macros | {
+        "OH": target.cut or macros["OH"],
         "XROW": source.strides[1],
         "YROW": target.strides[1],
         "N": batch,

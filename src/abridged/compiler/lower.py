@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -17,6 +18,8 @@ from abridged.compiler.geometry import VIEWS, Geometry
 from abridged.compiler.plan import (
     C_TYPES,
     LANES,
+    Call,
+    Choice,
     Layout,
     Plan,
     Step,
@@ -44,7 +47,8 @@ class Lowering:
         self.sizes: dict[str, int] = {}
         self.constants: dict[str, Weights] = {}
         self.steps: list[Step] = []
-        self._origins: dict[str, int] = {}  # of zero buffers that no step has begun to fill
+        self._origins: dict[str, Layout] = {}  # zero buffers that no step has begun to fill
+        self._met: set[tuple[Layout, int]] = set()  # maps, of so many channels, that have lines of their neighbours
         for name in graph.inputs:
             self.layouts[name] = self._plain(f"in:{name}", name)
         for group in groups:
@@ -93,7 +97,7 @@ class Lowering:
         layout, size = self.geometry.layout(value, name, like)
         self.sizes[name] = size
         if layout.zero and layout.origin:
-            self._origins[name] = layout.origin
+            self._origins[name] = layout
         return layout
 
     def _plain(self, buffer: str, name: str) -> Layout:
@@ -102,10 +106,10 @@ class Lowering:
     # ---- steps ----
 
     def add(self, step: Step) -> None:
-        origin = self._origins.pop(step.write.buffer, None)
-        if origin:
-            start = Layout(step.write.buffer, 0, ())
-            step = replace(step, clears=((start, origin), *step.clears))
+        whole = self._origins.pop(step.write.buffer, None)
+        if whole:
+            starts = tuple((band.at(-whole.origin), whole.origin) for band in whole.each)
+            step = replace(step, clears=(*starts, *step.clears))
         self.steps.append(step)
 
     def refuse(self, node: Node, why: str = "") -> UnsupportedError:
@@ -135,7 +139,17 @@ class Lowering:
         channel = self._channel_of(shape, write)
         tight = any(read.buffer.startswith("in:") for read in reads)  # nothing may be read behind what is not ours
         step = None if channel is None or tight else nest.rowwise(node, shape, channel, reads, write, text)
-        self.add(step or nest.elementwise(node, shape, reads, write, text))
+        if step or not any(layout.bands for layout in (write, *reads)):
+            self.add(step or nest.elementwise(node, shape, reads, write, text))
+            return
+        # Lines that lie in one band of every operand at a time.
+        cuts = {h for layout in (write, *reads) for h in range(0, shape[2], layout.cut or shape[2])}
+        band_shape = (*shape[:2], write.cut or shape[2], *shape[3:])
+        clears = tuple((band, nest.extent(band_shape, band)) for band in write.each) if write.zero else ()
+        for first, last in pairwise([*sorted(cuts), shape[2]]):
+            part, *parts = (layout.line(first) for layout in (write, *reads))
+            one = nest.elementwise(node, (*shape[:2], last - first, *shape[3:]), parts, replace(part, zero=False), text)
+            self.add(replace(one, clears=() if first else clears))
 
     def _channel_of(self, shape: tuple[int, ...], write: Layout) -> int | None:
         """The axis of rows, where the layout has rows."""
@@ -151,10 +165,28 @@ class Lowering:
         wanted, _ = self.geometry.layout(like, key)
         found, channel = self.layout(name), self.geometry.channel[key]
         axes = [axis for axis, n in enumerate(self.shape(name)) if n > 1 and axis != channel]
-        alike = all(found.strides[axis] == wanted.strides[axis] for axis in axes)
+        alike = all(found.strides[axis] == wanted.strides[axis] for axis in axes) and found.cut == wanted.cut
         if alike and (found.zero or not wanted.zero) and found.buffer in self.sizes:
             return found
         return self.copy(node, like, found, self.buffer(like, key))
+
+    def meet(self, node: Node, source: Layout, shape: tuple[int, ...], reach: int) -> None:
+        """Each band of rows gets so many of its neighbours' lines beside its own: as many as any window on rows of its class reads."""
+        if source.bands is None or not reach or (source, shape[1]) in self._met:
+            return
+        self._met.add((source, shape[1]))
+        _, channels, height, _ = shape
+        macros: Macros = {
+            "C": channels,
+            "H": height,
+            "YROW": source.strides[1],
+            "YPITCH": source.strides[2],
+            "LINES": source.bands.lines,
+            "REACH": reach,
+            "BANDS": source.bands.count,
+            "APART": source.bands.apart,
+        }
+        self.add(Step(node, (Choice(Call("halo", tuple(macros.items()))),), (source,), source.band(0)))
 
     def vector(self, node: Node, name: str) -> Layout:
         """A value of one position as contiguous numbers: as it lies, or a copy."""

@@ -81,7 +81,7 @@ def _in_place(plan: Plan, lives: Mapping[str, _Life]) -> dict[str, str]:
         residual, write = step.residual, step.write
         if residual is None or not {residual.buffer, write.buffer} <= lives.keys():
             continue
-        alike = (residual.origin, residual.strides, residual.type) == (write.origin, write.strides, write.type)
+        alike = replace(residual, buffer="", zero=False) == replace(write, buffer="", zero=False)
         alone = residual.buffer not in (layout.buffer for layout in step.reads)
         if alike and alone and lives[residual.buffer].last == i == lives[write.buffer].first:
             roots[write.buffer] = roots[residual.buffer]

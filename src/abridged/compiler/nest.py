@@ -73,6 +73,10 @@ def rowwise(
         across = tuple(read.strides[axis] for axis in places if shape[axis] > 1)
         if any(across) and across != tuple(s for s, axis in zip(lies, places, strict=True) if shape[axis] > 1):
             return None
+        if any(across) and read.cut != write.cut:
+            return None
+    if write.bands is not None:
+        shape = (*shape[:2], write.bands.lines, *shape[3:])
     mask = Mask(tuple(shape[axis] for axis in places), lies)
     row = write.strides[channel]
     if rounded(mask.span) > row:

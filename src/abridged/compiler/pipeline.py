@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import abridged.compiler.arithmetic
 import abridged.compiler.columns
@@ -31,7 +32,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 
 
 def plan(graph: Graph, without: Collection[str] = (), machine: Machine = ANY_MACHINE) -> Plan:
-    """Decide everything, for such a machine. `without` names passes to leave out, "fuse" and "reuse" (of memory) among them.
+    """Decide everything, for such a machine. `without` names passes to leave out, "fuse", "bands" and "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
@@ -39,10 +40,11 @@ def plan(graph: Graph, without: Collection[str] = (), machine: Machine = ANY_MAC
             graph = verify(rewrite(graph))
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
+    machine = replace(machine, threads=1) if "bands" in without else machine
     lowered = Lowering(graph, groups, Geometry(graph, groups, machine)).plan()
     return plan_memory(select(lowered, machine), reuse="reuse" not in without)
 
 
-def compile_graph(graph: Graph, without: Collection[str] = ()) -> Sources:
+def compile_graph(graph: Graph, without: Collection[str] = (), machine: Machine = ANY_MACHINE) -> Sources:
     """A Graph as model.c, model.h and weights.bin."""
-    return emit(plan(graph, without))
+    return emit(plan(graph, without, machine))

@@ -33,12 +33,13 @@ C_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What kernels are chosen for: how many vector registers their sums may fill, of how many floats, and whether an operating
-    system is there, with a stack of its size."""
+    """What kernels are chosen for: how many vector registers their sums may fill, of how many floats, whether an operating
+    system is there, with a stack of its size, and how many threads share the work."""
 
     registers: int = 16
     lanes: int = 1
     hosted: bool = False
+    threads: int = 1
 
     def hold(self, sums: int) -> bool:
         """Whether so many vectors fill the registers, and no more than that."""
@@ -54,16 +55,28 @@ def rounded(n: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Bands:
+    """Maps cut into bands of so many `lines` each, of which the last may have fewer; a band of all channels lies by itself, `apart`
+    elements from the next. A thread that has one shares no memory with the others but the lines where bands meet."""
+
+    count: int
+    lines: int
+    apart: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Element [i, j, …] of a value is at buffer[origin + i·strides[0] + j·strides[1] + …], in elements of C type `type`.
 
-    `zero`: what lies between and around the elements is zero, as far as the layout was asked for."""
+    `zero`: what lies between and around the elements is zero, as far as the layout was asked for. With `bands`, (1, C, H, W) lies
+    in bands of lines: line h is at h % lines of band h // lines."""
 
     buffer: str
     origin: int
     strides: tuple[int, ...]
     zero: bool = False
     type: str = "float"
+    bands: Bands | None = None
 
     def at(self, offset: int, strides: tuple[int, ...] | None = None) -> Layout:
         """The same buffer, seen from another element, perhaps along other axes."""
@@ -72,6 +85,30 @@ class Layout:
     def bare(self, strides: tuple[int, ...]) -> Layout:
         """The same elements along other axes, nothing known of what lies between them."""
         return replace(self, strides=strides, zero=False)
+
+    def band(self, index: int) -> Layout:
+        """The lines of one band."""
+        return self if self.bands is None else replace(self.at(index * self.bands.apart), bands=None)
+
+    @property
+    def each(self) -> tuple[Layout, ...]:
+        """All bands."""
+        return tuple(map(self.band, range(self.bands.count if self.bands else 1)))
+
+    def line(self, index: int) -> Layout:
+        """The lines of a band from this one of the map on."""
+        lines = self.bands.lines if self.bands else index + 1
+        return self.band(index // lines).at(index % lines * self.strides[2])
+
+    @property
+    def cut(self) -> int:
+        """The lines of a band; 0 where there are none."""
+        return self.bands.lines if self.bands else 0
+
+    @property
+    def apart(self) -> int:
+        """From one band to the next."""
+        return self.bands.apart if self.bands else 0
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -123,7 +160,10 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One kernel call of the emitted function. `weight` (O, C, T) is packed for the choice; `bias` has O numbers."""
+    """One kernel call of the emitted function. `weight` (O, C, T) is packed for the choice; `bias` has O numbers.
+
+    The kernel computes one band of what is written, and is called for each of its bands. It reads the same band of what has bands; or,
+    `by_line`, finds each line of the map wherever that lies."""
 
     node: Node
     choices: tuple[Choice, ...]
@@ -134,6 +174,11 @@ class Step:
     bias: Weights | None = None
     mask: Mask | None = None
     clears: tuple[tuple[Layout, int], ...] = ()  # floats to set to zero before the call
+    by_line: bool = False
+
+    @property
+    def bands(self) -> int:
+        return len(self.write.each)
 
     @property
     def choice(self) -> Choice:

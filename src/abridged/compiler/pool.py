@@ -9,7 +9,7 @@ import numpy as np
 
 from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
-from abridged.compiler.linear import macros_of_window
+from abridged.compiler.linear import macros_of_window, map_line
 from abridged.compiler.lower import LOWER, Lowering, Macros
 from abridged.compiler.nest import extent, merged
 from abridged.compiler.plan import Call, Choice, Layout, Step, rounded
@@ -51,14 +51,14 @@ def mean(low: Lowering, node: Node, y: str) -> None:
     batch, channels, *sizes = low.shape(x)
     if source.strides[-1] != 1 and sizes[-1] > 1:
         source = low.straight(node, x)
-    macros = {
+    macros: Macros = {
         "C": channels,
         "XROW": source.strides[1],
         "YROW": target.strides[1],
         "N": batch,
         "XSTACK": source.strides[0],
         "YSTACK": target.strides[0],
-        "XPITCH": source.strides[2] if len(sizes) > 1 else 0,
+        "XAT(line, band)": map_line(source),
         "H": prod(sizes[:-1]),
         "W": sizes[-1],
     }
@@ -107,9 +107,10 @@ def pool(low: Lowering, node: Node, y: str) -> None:
         "C": low.shape(x)[1],
         "AVERAGE": int(node.op == "avg_pool"),
         "COUNT_PAD": int(bool(node.attrs.get("count_include_pad"))),
+        "XAT(line, band)": map_line(source),
     }
     del macros["SPAN"]
-    low.add(Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target))
+    low.add(Step(node, (Choice(Call("pool", tuple(macros.items()))),), (source,), target, by_line=True))
 
 
 def around(low: Lowering, y: str, target: Layout) -> tuple[tuple[Layout, int], ...]:

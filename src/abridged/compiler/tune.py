@@ -152,7 +152,8 @@ def _key(step: Step) -> str:
     tile = dict(step.choice.tile)
     macros = [item for item in call.macros if item[0] not in tile]
     density = None if step.weight is None else round(20 * float(np.mean(step.weight != 0)))
-    return hashlib.sha256(repr((macros, call.text, density, list(map(_named, step.choices)))).encode()).hexdigest()[:24]
+    made = macros, step.bands, call.text, density, list(map(_named, step.choices))
+    return hashlib.sha256(repr(made).encode()).hexdigest()[:24]
 
 
 def _named(choice: Choice) -> list[Any]:

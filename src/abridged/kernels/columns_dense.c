@@ -7,7 +7,7 @@ doc: M times 16 outputs in the lanes by P positions, whose inputs are read one b
 with: lines.h
 rank: 1
 strides: too
-macros: O C G T TAPS XROW XSTACK XLINE SX YROW RROW N OH OW YSTACK YPITCH MASK CLEAR RESIDUAL EPILOGUE
+macros: O C G T TAPS XROW XSTACK XLINE XAT EVEN SX YROW RROW N OH OW YSTACK YPITCH MASK CLEAR RESIDUAL EPILOGUE
 tiles:
   - {M: 2, P: 14}
   - {M: 2, P: 8}
@@ -16,8 +16,8 @@ tiles:
 --- */
 /* Outputs are rounded up to sixteens and cut into PANELS of at most M; packed, a panel holds its outputs side by side for each
  * tap of each channel. A tile has at most P positions: a piece of one line, WIDE positions or one less, or DEEP whole lines, or
- * one less. Input lines are XLINE apart and columns SX: a stride costs nothing. Tiles are gathered in
- * bands whose inputs fit the second cache: all tiles of a band pass under a panel, and fetch the next panel meanwhile. */
+ * one less. The input of a line is at XAT, that of the next one XLINE further where lines are EVEN, and columns are SX apart: a
+ * stride costs nothing. Tiles are gathered in bands whose inputs fit the second cache: all tiles of a band pass under a panel, and fetch the next panel meanwhile. */
 #define SIXTEENS ((O + 15) / 16)
 #define PANELS ((SIXTEENS + M - 1) / M)
 #define TALL ((SIXTEENS + PANELS - 1) / PANELS)
@@ -26,7 +26,7 @@ tiles:
 #define PIECES ((OW + LONGEST - 1) / LONGEST)
 #define WIDE ((OW + PIECES - 1) / PIECES)
 #define WIDES (OW - PIECES * (WIDE - 1))
-#define MOST_LINES MAX(1, P / OW)
+#define MOST_LINES (EVEN ? MAX(1, P / OW) : 1)
 #define LAYERS ((OH + MOST_LINES - 1) / MOST_LINES)
 #define DEEP ((OH + LAYERS - 1) / LAYERS)
 #define DEEPS (OH - LAYERS * (DEEP - 1))
@@ -44,7 +44,7 @@ INLINE void NAME(tile)(const struct args *a, long group, long first, long stack,
     const int vectors = m * PER_SIXTEEN;
     const float *w = (const float *)a->w + (group * SIXTEENS * 16 + first) * (C * T);
     const float *next = w + m * 16 * (C * T) + m * 16 * (C * T) / BAND * (tile % BAND);
-    const float *x = a->x + group * C * XROW + stack * XSTACK + line * XLINE + column * SX;
+    const float *x = a->x + group * C * XROW + stack * XSTACK + XAT(line, a->band) + column * SX;
     V sum[TALL * PER_SIXTEEN][DEEP][WIDE], in[TALL * PER_SIXTEEN];
 
     for (int i = 0; i < vectors; i++)

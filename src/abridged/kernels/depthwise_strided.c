@@ -5,7 +5,7 @@ format: taps
 dtype: f32
 doc: depthwise with a stride, line by line, lanes picked from the unsplit input whose zero padding is in place.
 with: lines.h
-macros: O G KH KW SY SX DY DX PY PX N H W OH OW XROW XPITCH XSTACK YROW YPITCH YSTACK RROW CLEAR RESIDUAL EPILOGUE
+macros: O G KH KW SY SX DY DX PY PX N H W OH OW XROW XPITCH XSTACK XAT YROW YPITCH YSTACK RROW CLEAR RESIDUAL EPILOGUE
 tiles:
   - {NV: 4, BANDS: 1}
   - {NV: 4, BANDS: 2}
@@ -14,7 +14,7 @@ tiles:
 INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
 {
     const float *w = (const float *)a->w + c * (KH * KW);
-    const float *x = a->x + c / O * XROW + n * XSTACK + (oy * SY - PY) * XPITCH - PX;
+    const float *x = a->x + c / O * XROW + n * XSTACK + XAT(oy, a->band) - PY * XPITCH - PX;
     for (int first = 0; first < LINE_VECTORS; first += NV) {
         const int count = MIN(NV, LINE_VECTORS - first);
         V sum[NV];

@@ -4,7 +4,7 @@ op: mean
 format: none
 dtype: f32
 doc: the average of each map.
-macros: C XROW YROW N XSTACK YSTACK XPITCH H W
+macros: C XROW YROW N XSTACK YSTACK XAT H W
 tiles:
   - {}
 --- */
@@ -15,10 +15,11 @@ LOCAL void SYMBOL(const struct args *a, long begin, long end)
     const int whole = W / LANES * LANES;
     for (long c = begin; c < end; c++)
         for (int n = 0; n < N; n++) {
-            const float *x = a->x + c * XROW + n * (long)XSTACK;
+            const float *map = a->x + c * XROW + n * (long)XSTACK;
             V sum = v_set(0.0f);
             float total = 0.0f, lanes[LANES], last[LANES] = {0};
-            for (int i = 0; i < H; i++, x += XPITCH) {
+            for (long i = 0; i < H; i++) {
+                const float *x = map + XAT(i, 0);
                 for (int j = 0; j < whole; j += LANES) sum = sum + v_load(x + j);
                 for (int j = 0; j < W - whole; j++) last[j] += x[whole + j];
             }

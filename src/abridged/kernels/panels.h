@@ -20,7 +20,7 @@ struct NAME(weights) {
 
 /* A single tap is read where it lies, unless with a stride. Several are first copied side by side, for most lie across two
  * cache lines, and would be loaded twice by every row: n vectors of each. x lies at position p. */
-INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n);
+INLINE void NAME(copy)(float *panel, const float *x, long channels, long band, long p, int n);
 
 /* `in`: the panel, whose inputs lie `apart` floats from each other. */
 INLINE void NAME(row)(const struct args *a, struct NAME(weights) *w, const float *in, long apart, float *rest, long first,
@@ -71,7 +71,7 @@ INLINE void NAME(piece)(const struct args *a, long group, long piece, long p, in
         const uint32_t start = starts[unit * PIECES + piece];
         struct NAME(weights) w = {values + start, indices + start, counts + at, order + at};
         const float *in = COPIED ? panel : x + p + taps[0];
-        if (COPIED) NAME(copy)(panel, x + p, channels, p, n);
+        if (COPIED) NAME(copy)(panel, x + p, channels, a->band, p, n);
         for (long i = 0; i < rows; i++)
             NAME(row)(a, &w, in, COPIED ? n * LANES : XROW, rest, group * O + first, i + EARLY < rows ? EARLY : 0, p, n,
                       k == 0, k == PANELS - 1);

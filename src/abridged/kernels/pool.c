@@ -5,7 +5,7 @@ format: none
 dtype: f32
 doc: largest or mean of each window, any padding, dilation and overhang; a window's lines become one, then its columns.
 with: lines.h
-macros: C XROW YROW N XSTACK YSTACK YPITCH XPITCH XSTEP SY SX PY PX DY DX KH KW H W OH OW AVERAGE COUNT_PAD MASK CLEAR
+macros: C XROW YROW N XSTACK YSTACK YPITCH XAT XSTEP SY SX PY PX DY DX KH KW H W OH OW AVERAGE COUNT_PAD MASK CLEAR
 tiles:
   - {BANDS: 1}
   - {BANDS: 2}
@@ -35,22 +35,23 @@ INLINE void NAME(down)(const float *x, float *line, long oy, int j, int n)
     V v = v_set(FILL);
     for (long ky = 0; ky < KH; ky++) {
         const long iy = oy * SY + ky * DY - PY;
-        if (iy >= 0 && iy < H) v = NAME(joined)(v, NAME(part)(x + iy * XPITCH + (long)j * XSTEP, n));
+        if (iy >= 0 && iy < H) v = NAME(joined)(v, NAME(part)(x + XAT(iy, 0) + (long)j * XSTEP, n));
     }
     v_store_n(line + PX + j, v, n);
 }
 
-/* Output line (n, oy) of channel c, by way of `line`. */
+/* Output line (n, oy) of channel c, by way of `line`; its windows count from the map's first line. */
 INLINE void NAME(line)(const struct args *a, float *line, const float *counts, long c, long n, long oy)
 {
     const float *x = a->x + c * XROW + n * XSTACK;
+    const long window = oy + a->band * (OH);
     int j = 0;
-    for (; j + LANES <= W; j += LANES) NAME(down)(x, line, oy, j, LANES);
-    if (W % LANES) NAME(down)(x, line, oy, j, W % LANES);
+    for (; j + LANES <= W; j += LANES) NAME(down)(x, line, window, j, LANES);
+    if (W % LANES) NAME(down)(x, line, window, j, W % LANES);
     for (j = 0; j < LINE_VECTORS; j++) {
         V v = v_strided(line + j * LANES * SX, SX);
         for (int kx = 1; kx < KW; kx++) v = NAME(joined)(v, v_strided(line + j * LANES * SX + kx * DX, SX));
-        if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(oy, SY, PY, KH, H)));
+        if (AVERAGE) v = v / (v_load(counts + j * LANES) * (float)(COUNT(window, SY, PY, KH, H)));
         NAME(put)(a, c, n, oy, j, v);
     }
 }

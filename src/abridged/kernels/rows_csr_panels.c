@@ -14,10 +14,10 @@ tiles:
   - {NV: 7, K: 96, ROWS: 256, SUMS: 1}
   - {NV: 4, K: 255, ROWS: 256, SUMS: 2}
 --- */
-INLINE void NAME(copy)(float *panel, const float *x, long channels, long p, int n)
+INLINE void NAME(copy)(float *panel, const float *x, long channels, long band, long p, int n)
 {
     static const int32_t taps[T] = TAPS;
-    (void)p;
+    (void)band, (void)p;
     for (long c = 0; c < channels; c++, x += XROW)
         for (int t = 0; t < T; t++)
             for (int j = 0; j < n; j++, panel += LANES) v_store(panel, v_load(x + taps[t] + j * LANES));

@@ -65,6 +65,7 @@ struct args {
     const void *w;        /* packed weights, 64-byte aligned */
     const float *b;       /* one bias per output */
     const int32_t *mask;  /* per position: -1 inside the map, 0 in its padding */
+    long band;            /* which band of the map's lines y is; 0 where it is all of them */
 };
 
 INLINE V v_set(float s) { return s - (V){0}; }

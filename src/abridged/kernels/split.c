@@ -4,7 +4,7 @@ op: split
 format: none
 dtype: f32
 doc: rows rearranged so that a strided window reads consecutive positions - one map per phase of the stride, padding included.
-macros: C XROW YROW N XSTACK YSTACK PHASES P SUB HS WS YPITCH XPITCH XSTEP SY SX PY PX H W
+macros: C XROW YROW N XSTACK YSTACK PHASES P SUB HS WS YPITCH XAT XSTEP SY SX PY PX H W
 tiles:
   - {BANDS: 1}
   - {BANDS: 2}
@@ -33,9 +33,9 @@ LOCAL void SYMBOL(const struct args *a, long begin, long end)
         for (int k = 0; k < P; k++)
             for (int n = 0; n < N; n++)
                 for (long i = part * HS / PARTS; i < (part + 1) * HS / PARTS; i++) {
-                    long line = SY * i + phases[k][0] - PY;
+                    long line = SY * (i + a->band * HS) + phases[k][0] - PY;
                     const int inside = line >= 0 && line < H;
-                    const float *x = a->x + c * XROW + n * (long)XSTACK + (inside ? line : 0) * XPITCH;
+                    const float *x = a->x + c * XROW + n * (long)XSTACK + XAT((inside ? line : 0), 0);
                     NAME(line)(x, a->y + c * YROW + k * SUB + n * (long)YSTACK + i * YPITCH, inside, phases[k][1]);
                 }
     }

@@ -6,6 +6,7 @@ import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
         parts = {"model.c": sources.parts, "threads.c": 1}
         build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
 
-    chosen = plan(graph, machine=machine_of(needed))
+    chosen = plan(graph, machine=replace(machine_of(needed), threads=options["threads"]))
     if options["tune"] and options["cpu"] == "native":
         signature = Signature.of(graph)
         inputs, _ = flatten(random_inputs(signature))
