@@ -10,7 +10,10 @@ tiles:
   - {NV: 4, BANDS: 1}
   - {NV: 4, BANDS: 2}
 --- */
-/* Group g has one channel and O outputs (the multiplier). Packed weights are KH x KW numbers for each output. */
+/* Group g has one channel and O outputs (the multiplier). Packed weights are KH x KW numbers for each output. With a stride of two,
+ * neighbouring taps are the even and odd lanes of the same vectors. */
+#define PAIR(kx) (SX == 2 && DX == 1 && (kx) + 1 < KW)
+
 INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
 {
     const float *w = (const float *)a->w + c * (KH * KW);
@@ -20,9 +23,15 @@ INLINE void NAME(line)(const struct args *a, long c, long n, long oy)
         V sum[NV];
         for (int j = 0; j < NV; j++) sum[j] = v_set(0.0f);
         for (int ky = 0; ky < KH; ky++)
-            for (int kx = 0; kx < KW; kx++)
-                for (int j = 0; j < count; j++)
-                    sum[j] += w[ky * KW + kx] * v_strided(x + ky * DY * XPITCH + kx * DX + (first + j) * LANES * SX, SX);
+            for (int kx = 0; kx < KW; kx += 1 + PAIR(kx))
+                for (int j = 0; j < count; j++) {
+                    const float *in = x + ky * DY * XPITCH + kx * DX + (first + j) * LANES * SX, *taps = w + ky * KW + kx;
+                    if (PAIR(kx)) {
+                        V a = v_load(in), b = v_load(in + LANES);
+                        sum[j] += taps[0] * v_even(a, b);
+                        sum[j] += taps[1] * v_odd(a, b);
+                    } else sum[j] += taps[0] * v_strided(in, SX);
+                }
         for (int j = 0; j < count; j++) {
             V r = RESIDUAL ? v_load(a->r + c * RROW + n * YSTACK + oy * YPITCH + (first + j) * LANES) : v_set(0.0f);
             (void)r;

@@ -110,6 +110,21 @@ INLINE V v_even(V a, V b)
 #endif
 }
 
+/* Lanes 1, 3, 5, ... of a and then b. */
+INLINE V v_odd(V a, V b)
+{
+#if LANES == 16
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif LANES == 8
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#elif LANES == 4
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#else
+    (void)a;
+    return b;
+#endif
+}
+
 /* Lanes 0, step, 2 step, ... of what lies at p. */
 INLINE V v_strided(const float *p, int step)
 {
