@@ -16,7 +16,12 @@ from abridged.compiler.plan import SLACK
 from abridged.errors import InputError
 from abridged.kernels import Family, instantiate
 
-MACHINES = {"native": ["-O2", "-march=native"], "four lanes": ["-O2", "-DLANES=4"], "scalar": ["-O2", "-DLANES=1"]}
+MACHINES = {
+    "native": ["-O2", "-march=native"],
+    "four lanes": ["-O2", "-DLANES=4"],
+    "two lanes": ["-O2", "-DLANES=2"],
+    "scalar": ["-O2", "-DLANES=1"],
+}
 MACHINES["eight lanes, undefined behaviour traps"] = [
     "-O1",
     "-DLANES=8",

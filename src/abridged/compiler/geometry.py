@@ -204,14 +204,13 @@ class Geometry:
         self._see_other(node, y)
         if not self.is_rows(y) or axis != self.channel[y]:
             return
-        first = 0
+        # What a window reads sooner is not put where other parts are yet to be written beside it.
+        first, sooner = 0, set(map(self._memory, self._asked.values()))
         for x in node.inputs:
             assert x is not None
             if x in self._made and self.is_rows(x) and self.channel[x] == axis:
                 self._union(x, y)
-                # What a window reads sooner is not put where other parts are yet to be written beside it.
-                sooner = x in map(self._memory, self._asked.values())
-                if x not in self.inside and node.inputs.count(x) == 1 and not sooner:
+                if x not in self.inside and node.inputs.count(x) == 1 and x not in sooner:
                     self.inside[x] = (y, first)
             first += self._shape(x)[self.channel[y] or 0]
 

@@ -43,9 +43,7 @@ def _conv(low: Lowering, group: Group) -> None:
         source, offsets = split_phases(low, node, x, y, window, taps)
     else:
         stride = (1, *window.stride) if in_place else None
-        source = low.rows(node, x, f"{y}.x")
-        if window.reach:
-            low.meet(node, source, low.shape(x), low.geometry.reach(f"{y}.x"))
+        source = _seen(low, node, x, y, window)
         offsets = [
             sum(
                 (t * d - p) * s
@@ -56,12 +54,18 @@ def _conv(low: Lowering, group: Group) -> None:
     rows(low, group, source, target, 1, flat, bias, groups, offsets, stride)
 
 
+def _seen(low: Lowering, node: Node, x: str, y: str, window: Window) -> Layout:
+    """The rows of x with all that a window reads beside them."""
+    source = low.rows(node, x, f"{y}.x")
+    if window.reach:
+        low.meet(node, source, low.shape(x), low.geometry.reach(f"{y}.x"))
+    return source
+
+
 def depthwise_strided(low: Lowering, group: Group, x: str, weight: Weights, bias: Weights, window: Window) -> None:
     """A strided convolution of single channels: so little is computed that moving x into phases would take longest."""
     node, y = group.anchor, group.output
-    source, target = low.rows(node, x, f"{y}.x"), low.place(y)
-    if window.reach:
-        low.meet(node, source, low.shape(x), low.geometry.reach(f"{y}.x"))
+    source, target = _seen(low, node, x, y, window), low.place(y)
     residual = _like(low, node, group.operands[0], y, target, 1) if group.operands else None
     macros = macros_of_window(low, node, window, x, y, source, target) | {
         "O": weight.shape[0] // low.shape(x)[1],
@@ -137,7 +141,7 @@ def rows(
     weight, offsets = weight[:, :, used], [offsets[t] for t in used]
     mask = mask_of(shape, channel, target)
     row = target.strides[channel]
-    banded = target.bands or source.bands
+    banded = stride is not None and bool(target.bands or source.bands)
     residual = None
     if group.operands:
         key = group.output if low.geometry.is_rows(group.output) else group.operands[0]
@@ -152,7 +156,7 @@ def rows(
         "YROW": row,
         "RROW": residual.strides[channel] if residual else 0,
         "SPAN": mask.span,
-        **_lines(mask, source.strides, channel, stride, one_by_one=bool(stride and banded)),
+        **_lines(mask, source.strides, channel, stride, one_by_one=banded),
         "XAT(line, band)": line_at(source, shape, target, stride[1]) if stride and banded else "((line) * XLINE)",
         "EVEN": int(not stride or _even(source, target, shape, stride[1])),
         "STRIDED": int(stride is not None),
@@ -161,8 +165,8 @@ def rows(
         **_epilogue(group),
     }
     choice = Choice(Call("conv", tuple(macros.items())))
-    step = Step(node, (choice,), (source,), target, residual, weight, bias, mask if target.zero else None)
-    low.add(replace(step, by_line=stride is not None))
+    zeros, by_line = mask if target.zero else None, stride is not None
+    low.add(Step(node, (choice,), (source,), target, residual, weight, bias, zeros, by_line=by_line))
 
 
 def _even(source: Layout, target: Layout, shape: tuple[int, ...], stride: int) -> bool:
@@ -178,6 +182,11 @@ def line_at(source: Layout, shape: tuple[int, ...], target: Layout, stride: int)
     line = "(long)(line)"
     if target.bands:
         line = f"MIN({line} + (band) * {target.bands.lines}, {shape[2] - 1})"
+    return map_line(source, line, stride)
+
+
+def map_line(source: Layout, line: str = "(long)(line)", stride: int = 1) -> str:
+    """C for how far every `stride`-th `line` of a map is from the first."""
     pitch = source.strides[2] if len(source.strides) > 3 else 0
     if source.bands is None:
         return f"({line} * {stride * pitch})"
@@ -220,9 +229,7 @@ def _like(low: Lowering, node: Node, name: str, key: str, target: Layout, channe
 
 def mask_of(shape: tuple[int, ...], channel: int, layout: Layout) -> Mask:
     """Where the elements of a row are; of a band's, all of its lines."""
-    if layout.bands:
-        shape = (*shape[:2], layout.bands.lines, *shape[3:])
-    return Mask(positions(shape, channel), positions(layout.strides, channel))
+    return Mask(positions(layout.of_band(shape), channel), positions(layout.strides, channel))
 
 
 def _epilogue(group: Group) -> Macros:
@@ -271,11 +278,6 @@ def split_phases(
     }
     low.add(Step(node, (Choice(Call("split", tuple(macros.items()))),), (source,), target, by_line=True))
     return target, offsets
-
-
-def map_line(source: Layout) -> str:
-    """C for how far `line` of the map is from the first."""
-    return line_at(source, (), replace(source, bands=None), 1)
 
 
 def _two_axes(low: Lowering, node: Node, window: Window, spatial: Sequence[int], strides: tuple[int, ...]) -> Macros:

@@ -144,8 +144,7 @@ class Lowering:
             return
         # Lines that lie in one band of every operand at a time.
         cuts = {h for layout in (write, *reads) for h in range(0, shape[2], layout.cut or shape[2])}
-        band_shape = (*shape[:2], write.cut or shape[2], *shape[3:])
-        clears = tuple((band, nest.extent(band_shape, band)) for band in write.each) if write.zero else ()
+        clears = tuple((band, nest.extent(write.of_band(shape), band)) for band in write.each) if write.zero else ()
         for first, last in pairwise([*sorted(cuts), shape[2]]):
             part, *parts = (layout.line(first) for layout in (write, *reads))
             one = nest.elementwise(node, (*shape[:2], last - first, *shape[3:]), parts, replace(part, zero=False), text)

@@ -75,8 +75,7 @@ def rowwise(
             return None
         if any(across) and read.cut != write.cut:
             return None
-    if write.bands is not None:
-        shape = (*shape[:2], write.bands.lines, *shape[3:])
+    shape = write.of_band(shape)
     mask = Mask(tuple(shape[axis] for axis in places), lies)
     row = write.strides[channel]
     if rounded(mask.span) > row:

@@ -90,6 +90,10 @@ class Layout:
         """The lines of one band."""
         return self if self.bands is None else replace(self.at(index * self.bands.apart), bands=None)
 
+    def of_band(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one band of a value of this shape."""
+        return (*shape[:2], self.bands.lines, *shape[3:]) if self.bands else shape
+
     @property
     def each(self) -> tuple[Layout, ...]:
         """All bands."""

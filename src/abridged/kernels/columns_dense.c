@@ -17,7 +17,8 @@ tiles:
 /* Outputs are rounded up to sixteens and cut into PANELS of at most M; packed, a panel holds its outputs side by side for each
  * tap of each channel. A tile has at most P positions: a piece of one line, WIDE positions or one less, or DEEP whole lines, or
  * one less. The input of a line is at XAT, that of the next one XLINE further where lines are EVEN, and columns are SX apart: a
- * stride costs nothing. Tiles are gathered in bands whose inputs fit the second cache: all tiles of a band pass under a panel, and fetch the next panel meanwhile. */
+ * stride costs nothing. Tiles are gathered in bands whose inputs fit the second cache: all tiles of a band pass under a panel, and
+ * fetch the next panel meanwhile. */
 #define SIXTEENS ((O + 15) / 16)
 #define PANELS ((SIXTEENS + M - 1) / M)
 #define TALL ((SIXTEENS + PANELS - 1) / PANELS)

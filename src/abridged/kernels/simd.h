@@ -95,35 +95,21 @@ INLINE V v_leaky_relu(V v, V slope) { return v_where(v_less(v, v_set(0.0f)), v *
 INLINE V v_hardsigmoid(V v) { return v_clamp(v + 3.0f, v_set(0.0f), v_set(6.0f)) * (1.0f / 6.0f); }
 INLINE V v_hardswish(V v) { return v * v_hardsigmoid(v); }
 
-/* Lanes 0, 2, 4, ... of a and then of b. */
-INLINE V v_even(V a, V b)
-{
+/* Lanes 0, 2, 4, ... of a and then of b; and lanes 1, 3, 5, ... */
 #if LANES == 16
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#define EVERY_SECOND(a, b, f) __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14, \
+                                                      f + 16, f + 18, f + 20, f + 22, f + 24, f + 26, f + 28, f + 30)
 #elif LANES == 8
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#define EVERY_SECOND(a, b, f) __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6, f + 8, f + 10, f + 12, f + 14)
 #elif LANES == 4
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#define EVERY_SECOND(a, b, f) __builtin_shufflevector(a, b, f, f + 2, f + 4, f + 6)
+#elif LANES == 2
+#define EVERY_SECOND(a, b, f) __builtin_shufflevector(a, b, f, f + 2)
 #else
-    (void)b;
-    return a;
+#define EVERY_SECOND(a, b, f) ((void)(a), (void)(b), f ? b : a)
 #endif
-}
-
-/* Lanes 1, 3, 5, ... of a and then b. */
-INLINE V v_odd(V a, V b)
-{
-#if LANES == 16
-    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#elif LANES == 8
-    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-#elif LANES == 4
-    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
-#else
-    (void)a;
-    return b;
-#endif
-}
+INLINE V v_even(V a, V b) { return EVERY_SECOND(a, b, 0); }
+INLINE V v_odd(V a, V b) { return EVERY_SECOND(a, b, 1); }
 
 /* Lanes 0, step, 2 step, ... of what lies at p. */
 INLINE V v_strided(const float *p, int step)
