@@ -17,20 +17,21 @@ from random_networks import RandomNetwork, networks
 from torch import Tensor
 
 from abridged import targets
-from abridged.compiler import bands
+from abridged.compiler import bands, samples
 from abridged.compiler.pipeline import PASSES
 from abridged.graph.capture import capture
 from abridged.graph.structure import flatten
 
-OPTIONAL = [*PASSES, "fuse", "bands", "reuse"]
+OPTIONAL = [*PASSES, "samples", "fuse", "bands", "reuse"]
 pytestmark = pytest.mark.usefixtures("fast_builds")  # is the C right, not: is it fast
 FAST = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _bands_wherever_they_can_be() -> Iterator[None]:
+def _bands_wherever_they_can_be_and_parts_of_some_batches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bands, "worth_it", lambda *_: True)
+        patch.setattr(samples, "TOGETHER", 4096)
         yield
 
 

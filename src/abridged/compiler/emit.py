@@ -10,7 +10,7 @@ import numpy as np
 
 from abridged import kernels
 from abridged.compiler import nest
-from abridged.compiler.plan import SLACK, Call, Layout, Mask, Plan, Step, Weights, rounded
+from abridged.compiler.plan import SLACK, Call, Layout, Mask, Parts, Plan, Step, Weights, rounded
 
 ALIGNMENT = 64  # bytes
 
@@ -146,7 +146,7 @@ def emit(plan: Plan, every: bool = False) -> Sources:
             "long model_arena_bytes(void) { return MODEL_ARENA_BYTES; }",
             _prepare(plan),
             f"MODEL_API int model_choices[{max(1, len(lines))}];" if every else "",
-            _run(lines),
+            _run(lines, plan.parts),
             "#endif\n",
         ]
     )
@@ -275,15 +275,35 @@ def _prepare(plan: Plan) -> str:
     return "\n".join(["void model_prepare(void *arena) {", "  float *m = arena;", "  (void)m;", *lines, "}"])
 
 
-def _run(lines: list[str]) -> str:
+def _run(lines: list[str], parts: Parts | None) -> str:
+    name = "void model_run" if parts is None else "static void run_part"
+    body = ["  const char *w = weights;", "  float *m = arena;", "  (void)w, (void)m;", *lines]
+    text = _function(name, body)
+    if parts is None:
+        return text
+    inputs, outputs = (
+        ", ".join(f"({kind} *)(({byte} *){name}[{i}] + i * {size}L)" for i, size in enumerate(sizes))
+        for kind, byte, name, sizes in (
+            ("const float", "const char", "inputs", parts.inputs),
+            ("float", "char", "outputs", parts.outputs),
+        )
+    )
+    body = [
+        f"  for (long i = 0; i < {parts.count}; i++) {{ /* of the batch, part by part */",
+        f"    const float *in[] = {{{inputs}}};",
+        f"    float *out[] = {{{outputs}}};",
+        "    run_part(in, out, weights, arena, parallel_for, pool);",
+        "  }",
+    ]
+    return f"{text}\n{_function('void model_run', body)}"
+
+
+def _function(name: str, body: list[str]) -> str:
     return "\n".join(
         [
-            "void model_run(const float *const *inputs, float *const *outputs, const void *weights, void *arena,",
+            f"{name}(const float *const *inputs, float *const *outputs, const void *weights, void *arena,",
             "               model_parallel_for parallel_for, void *pool) {",
-            "  const char *w = weights;",
-            "  float *m = arena;",
-            "  (void)w, (void)m;",
-            *lines,
+            *body,
             "}",
             "",
         ]

@@ -17,6 +17,7 @@ from abridged.compiler.geometry import Geometry
 from abridged.compiler.lower import Lowering
 from abridged.compiler.memory import plan_memory
 from abridged.compiler.plan import ANY_MACHINE, Machine, Plan
+from abridged.compiler.samples import in_parts
 from abridged.compiler.select import select
 from abridged.compiler.transpose import lower_transposed
 from abridged.graph.graph import Graph
@@ -32,16 +33,18 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 
 
 def plan(graph: Graph, without: Collection[str] = (), machine: Machine = ANY_MACHINE) -> Plan:
-    """Decide everything, for such a machine. `without` names passes to leave out, "fuse", "bands" and "reuse" (of memory) among them.
+    """Decide everything, for such a machine. `without` names passes to leave out, "samples", "fuse", "bands" and "reuse" (of memory) among them.
 
     Raises `UnsupportedError` with the module path for an op that no kernel computes."""
     for name, rewrite in PASSES.items():
         if name not in without:
             graph = verify(rewrite(graph))
+    graph, parts = in_parts(graph) if "samples" not in without else (graph, None)
     graph = verify(lower_transposed(lower_batch_norms(graph)))
     groups = fuse(graph, enabled="fuse" not in without)
     machine = replace(machine, threads=1) if "bands" in without else machine
     lowered = Lowering(graph, groups, Geometry(graph, groups, machine)).plan()
+    lowered = replace(lowered, parts=parts)
     return plan_memory(select(lowered, machine), reuse="reuse" not in without)
 
 

@@ -196,9 +196,19 @@ class Step:
         return self.weight.reshape(groups, -1, *self.weight.shape[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A batch of which so many parts run one after the other; `inputs` and `outputs`: bytes of a part of each."""
+
+    count: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order; `sizes` of the buffers in floats; inputs, outputs and constants are buffers too."""
+    """Steps in order; `sizes` of the buffers in floats; inputs, outputs and constants are buffers too. With `parts`, the steps are
+    those of one part of the batch."""
 
     steps: tuple[Step, ...]
     sizes: Mapping[str, int]
@@ -208,3 +218,4 @@ class Plan:
     offsets: Mapping[str, int] = field(default_factory=dict)  # of each arena buffer, in floats
     masks: Mapping[Mask, int] = field(default_factory=dict)
     arena: int = 0  # floats
+    parts: Parts | None = None

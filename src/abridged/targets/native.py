@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,10 +57,10 @@ class NativeEngine:
         """Median milliseconds by module path; a fused layer's time is with the layer it was fused into."""
         paths = (directory / "steps.txt").read_text().splitlines()
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        times = [self._library.step_times(inputs, outputs) for _ in range(runs)]
+        times = np.array([self._library.step_times(inputs, outputs) for _ in range(runs)])
         total: defaultdict[str, float] = defaultdict(float)
-        for path, samples in zip(paths, zip(*times, strict=True), strict=True):
-            total[path] += statistics.median(samples)
+        for i, path in enumerate(paths):
+            total[path] += float(np.median(times[:, i :: len(paths)].sum(axis=1)))  # of all parts of a batch
         return dict(total)
 
     def close(self) -> None:
@@ -85,12 +84,13 @@ def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
 
     chosen = plan(graph, machine=replace(machine_of(needed), threads=options["threads"]))
     if options["tune"] and options["cpu"] == "native":
-        signature = Signature.of(graph)
-        inputs, _ = flatten(random_inputs(signature))
-        outputs = [np.empty(port.shape, port.dtype) for port in signature.outputs]
+        signature, count = Signature.of(graph), chosen.parts.count if chosen.parts else 1
+        inputs = [x[: len(x) // count] if count > 1 else x for x in flatten(random_inputs(signature))[0]]
+        outputs = [np.empty(port.shape, port.dtype) for port in signature.outputs]  # with room for a part
         kernels = hashlib.sha256((preamble() + repr(families())).encode()).hexdigest()
         machine = " ".join((cpu_name(), compiler_version(compiler), *flags, kernels))
-        chosen = tune(chosen, build, machine, options["threads"], inputs, outputs)
+        part = tune(replace(chosen, parts=None), build, machine, options["threads"], inputs, outputs)
+        chosen = replace(part, parts=chosen.parts)
     build(chosen, directory)
     files.write_atomic(directory / "run.py", Path(library.__file__).read_bytes())
     files.write_atomic(directory / "cpu.txt", " ".join(needed).encode())
