@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from native_checks import agrees
 from torch import nn
 
 from abridged.compiler.channels import drop_channels
@@ -24,7 +25,7 @@ def network(activation: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def silence(layer: nn.Conv2d, channels: list[int]) -> None:
+def silence(layer: nn.Conv2d | nn.Linear, channels: list[int]) -> None:
     layer.weight[channels] = 0
     layer.bias[channels] = 0
 
@@ -53,6 +54,35 @@ def test_one_channel_stays_where_none_is_needed() -> None:
     x = torch.randn(1, 3, 5, 5)
     small = drop_channels(capture(net, x))
     assert weights(small) == [(1, 3, 1, 1), (2, 1, 1, 1)]
+    torch.testing.assert_close(interpret(small, x), net(x))
+
+
+AXES = {
+    "maps into features": (lambda: (nn.Conv2d(4, 9, 3, padding=1), nn.ReLU(), nn.Linear(9, 7)), (1, 4, 9, 9)),
+    "other sizes": (lambda: (nn.Conv2d(4, 5, 3, padding=1), nn.Linear(9, 5)), (1, 4, 9, 9)),
+    "features into maps": (lambda: (nn.Linear(9, 4), nn.Conv2d(4, 3, 3)), (1, 4, 9, 9)),
+    "features pooled": (lambda: (nn.Linear(9, 5), nn.MaxPool1d(3, 1, 1), nn.Linear(5, 4)), (1, 4, 9)),
+    "each feature pooled": (
+        lambda: (nn.Linear(9, 5), nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.Linear(5, 4)),
+        (1, 4, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_features_and_channels_lie_along_axes_of_their_own(name: str, fast_builds: None) -> None:
+    layers, shape = AXES[name]
+    net = nn.Sequential(*layers()).eval()
+    silence(net[0], [2])
+    agrees(net, torch.randn(shape))
+
+
+def test_features_go_between_linear_layers_of_any_rank() -> None:
+    net = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
+    silence(net[0], [2])
+    x = torch.randn(2, 3, 9)
+    small = verify(drop_channels(capture(net, x)))
+    assert weights(small) == [(4, 9), (4, 4)]
     torch.testing.assert_close(interpret(small, x), net(x))
 
 

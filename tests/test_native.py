@@ -102,6 +102,14 @@ def test_each_op(module: nn.Module) -> None:
     agrees(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), module), torch.randn(2, 3, 12, 15))
 
 
+@pytest.mark.parametrize(("features", "shape"), [(4, (1, 4, 9)), (6, (2, 4, 9)), (4, (3, 9))])
+def test_a_batch_norm_is_along_its_own_axis(features: int, shape: tuple[int, ...], fast_builds: None) -> None:
+    norm = nn.BatchNorm1d(4)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    agrees(nn.Sequential(nn.Linear(9, features), norm), torch.randn(shape))
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)

@@ -2,12 +2,14 @@
 
 import gc
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import nn
 import abridged as ab
 from abridged import targets
 from abridged.compiler import library, memory, threads
-from abridged.compiler.build import CompilerError, find_compiler, machine_flags, needed_cpu
+from abridged.compiler.build import ZIG, CompilerError, find_compiler, machine_flags, needed_cpu
 from abridged.compiler.pipeline import plan
 from abridged.compiler.plan import ANY_MACHINE, Machine, Plan
 from abridged.errors import InputError
@@ -86,17 +88,22 @@ def test_a_cpu_that_lacks_an_instruction_set_is_told_so(folder: Path, monkeypatc
         targets.load(folder)
 
 
-@pytest.mark.parametrize("cpu", ["aarch64", "x86-64-v4"])
+@pytest.mark.parametrize(
+    ("cpu", "compiler"), [("aarch64", None), ("x86-64-v4", None), ("aarch64", ZIG), ("riscv64-v", ZIG)]
+)
 def test_what_is_built_for_elsewhere_is_checked_here_and_loads_only_there(
-    cpu: str, graph: Graph, tmp_path: Path
+    cpu: str, compiler: tuple[str, ...] | None, graph: Graph, tmp_path: Path
 ) -> None:
+    if compiler and not find_spec("ziglang"):
+        pytest.skip("no device: needs the package ziglang")
+    cc = shlex.join(compiler) if compiler else None
     try:
-        find_compiler(None, cpu)
+        find_compiler(cc, cpu)
     except InputError as absent:
         pytest.skip(f"no device: {absent}")
     if cpu == "x86-64-v4" and (library.platform.machine() != "x86_64" or "avx512f" in library.cpu_flags()):
         pytest.skip("this machine is one")
-    with targets.build(graph, "native", tmp_path / "net", cpu=cpu) as artifact:
+    with targets.build(graph, "native", tmp_path / "net", cpu=cpu, cc=cc) as artifact:
         assert artifact(X).shape == (1, 10)
     with pytest.raises(InputError, match="was built for"):
         targets.load(tmp_path / "net")

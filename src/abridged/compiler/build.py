@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from abridged.compiler.cpus import CPUS, cpu_named, flags_of
+from abridged.compiler.cpus import CPUS, cpu_named, flags_of, is_zig
 from abridged.compiler.library import cpu_flags, cpu_line
 from abridged.compiler.plan import Machine
 from abridged.errors import AbridgedError, InputError, expect
@@ -164,7 +164,7 @@ def _compile(
             return target
 
         objects = list(pool.map(compile_one, jobs))
-        run([*compiler, "-shared", "-o", str(out), *objects, "-lm", "-lpthread"])
+        run([*compiler, *flags, "-shared", "-o", str(out), *objects, "-lm", "-lpthread"])
 
 
 def run(command: Sequence[str]) -> str:
@@ -174,5 +174,6 @@ def run(command: Sequence[str]) -> str:
         lines = done.stderr.splitlines()
         told = (line for line in lines if "error" in line and not line.startswith("collect2"))  # which only sums up ld
         first = next(told, lines[0] if lines else "no message")
-        raise CompilerError(f"{command[0]} failed: {first.strip()}")
+        name = "zig cc" if is_zig(command) else command[0]
+        raise CompilerError(f"{name} failed: {first.strip()}")
     return done.stdout

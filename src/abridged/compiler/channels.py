@@ -41,15 +41,17 @@ def _next(graph: Graph) -> _Chain | None:
     for node in graph:
         if not _is_layer(graph, node):
             continue
-        chain = [node]
+        chain, axis = [node], _axis(graph, node, node.outputs[0])
         while (after := reader.get(chain[-1].outputs[0])) and after.inputs[0] == chain[-1].outputs[0]:
             chain.append(after)
             if _is_layer(graph, after):
+                if _axis(graph, after, after.inputs[0]) != axis:
+                    break
                 keep = _keep(graph, chain)
                 if not keep.all():
                     return _Chain(tuple(chain), keep)
                 break
-            if not _passes_on(graph, after):
+            if not _passes_on(graph, after, axis):
                 break
     return None
 
@@ -59,12 +61,17 @@ def _is_layer(graph: Graph, node: Node) -> bool:
     return known and node.attrs.get("groups", 1) == 1
 
 
-def _passes_on(graph: Graph, node: Node) -> bool:
-    """Whether each channel of the result comes from that channel alone."""
+def _axis(graph: Graph, layer: Node, name: str | None) -> int:
+    """Along which axis of a value that it reads or writes a layer has its channels."""
+    return 1 if layer.op == "conv" else len(graph.values[name or ""].shape) - 1
+
+
+def _passes_on(graph: Graph, node: Node, axis: int) -> bool:
+    """Whether each channel, along this axis, of the result comes from that channel alone."""
     others = [name for name in node.inputs[1:] if name is not None]
     if node.op in EXPRESSIONS:
         return all(name in graph.constants and graph.constants[name].tensor.dim() == 0 for name in others)
-    return (node.op in POOLS and len(node.outputs) == 1) or _is_depthwise(graph, node)
+    return axis == 1 and ((node.op in POOLS and len(node.outputs) == 1) or _is_depthwise(graph, node))
 
 
 def _is_depthwise(graph: Graph, node: Node) -> bool:

@@ -100,9 +100,11 @@ def _affine(edit: Editor, node: Node) -> tuple[Tensor, Tensor]:
 
 
 def _absorbs(node: Node, edit: Editor) -> bool:
-    return node.op in ("conv", "conv_transpose", "linear") and all(
-        name is None or name in edit.constants for name in node.inputs[1:]
+    """Whether the layer has weights of its own, and its outputs along axis 1, as a batch norm has its channels."""
+    along = (
+        len(edit.values[node.outputs[0]].shape) == 2 if node.op == "linear" else node.op in ("conv", "conv_transpose")
     )
+    return along and all(name is None or name in edit.constants for name in node.inputs[1:])
 
 
 def _absorbed(edit: Editor, node: Node, scale: Tensor, shift: Tensor, y: str) -> Node:
