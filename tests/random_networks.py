@@ -128,6 +128,7 @@ STEPS: dict[str, tuple[Callable[[Draw, Tensor], Any], Callable[[Any, Tensor], Te
         lambda layer, x: x * layer(x.mean((2, 3))).sigmoid()[:, :, None, None],
     ),
     "linear": (_permuted, lambda layer, x: layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+    "features": (lambda draw, x: nn.Linear(x.shape[3], draw(st.integers(1, 17))), lambda layer, x: layer(x)),
     "softmax": (lambda draw, x: draw(st.integers(0, 3)), lambda axis, x: x.softmax(axis)),
     "reduced": (_axes, lambda axes, x: x - x.mean(axes, keepdim=True)),
     "largest": (_axes, lambda axes, x: x.amax(axes, keepdim=True).expand(x.shape)),
