@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -123,6 +124,26 @@ def test_deploy_measure_and_report(project, command):  # noqa: F811
     assert "onnxruntime" in out
     assert "pytorch" in out
     assert (project / "m.json").read_text().startswith("{")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_is_typed_next_measures_a_network_by_name_against_itself(
+    project,  # noqa: F811
+    command,
+    torchvision_models,
+    given,
+):
+    name, weights = "torchvision:squeezenet1_1", project / "my weights.pt"
+    torch.save(torchvision_models.squeezenet1_1().state_dict(), weights)
+    more = ("--weights", "my weights.pt") if given else ()
+    status, out, err = command("deploy", name, "--out", "net", "--input", "1x3x40x40", "--threads", "1", *more)
+    assert (status, err.count("are random")) == (0, not given)
+    typed = out.partition("Next: ")[2].splitlines()[0]
+    assert typed == f"abridged measure net --against {name}" + given * " --weights 'my weights.pt'"
+    torch.manual_seed(17)  # as in another process
+    status, out, _ = command(*shlex.split(typed)[1:])
+    assert status == 0
+    assert "another network" not in out
 
 
 def test_an_exported_program_deploys(project, command):  # noqa: F811

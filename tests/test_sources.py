@@ -3,10 +3,12 @@ import textwrap
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from abridged import sources
 from abridged.errors import InputError
 from abridged.sources import call, load_data, load_for_deploy, load_model, users_line
+from abridged.weights import save
 
 
 @pytest.fixture
@@ -62,8 +64,6 @@ def test_a_wrong_model_is_one_line(project, spec, words):
 
 
 def test_weights_go_into_the_model(project):
-    from abridged.weights import save
-
     wanted = torch.nn.Linear(4, 2)
     save(wanted, project / "w.safetensors")
     assert torch.equal(load_model("strangers_net:make", project / "w.safetensors").weight, wanted.weight)
@@ -99,6 +99,25 @@ def test_models_of_the_zoos(torchvision_models):
     assert sum(p.numel() for p in load_model("torchvision:squeezenet1_1").parameters()) == 1235496
     with pytest.raises(InputError, match="did you mean 'resnet50'"):
         load_model("torchvision:resnet5")
+
+
+def test_weights_that_nobody_gave_are_the_same_in_every_process_and_said_to_be_random(
+    project, torchvision_models, capsys
+):
+    first = load_model("torchvision:squeezenet1_1")
+    said = capsys.readouterr().err
+    assert said.startswith("torchvision:squeezenet1_1: its weights are random")
+    assert "--weights FILE" in said
+    assert said.count("\n") == 1
+    torch.manual_seed(17)
+    assert_close(load_model("torchvision:squeezenet1_1").state_dict(), first.state_dict(), rtol=0, atol=0)
+    other = load_model("torchvision:squeezenet1_1", seed=1)
+    assert not torch.equal(other.classifier[1].weight, first.classifier[1].weight)
+    capsys.readouterr()
+    save(first, project / "w.safetensors")
+    load_model("torchvision:squeezenet1_1", project / "w.safetensors")
+    load_model("strangers_net:make")
+    assert capsys.readouterr().err == ""
 
 
 def test_models_of_timm(torchvision_models):

@@ -136,7 +136,7 @@ def deploy(
     options = {name: value for name, value in (("cpu", cpu), ("cc", cc)) if value is not None} | _options(option or ())
     artifact, deviation = deliver(module, example, target, out, threads=threads, force=force, **options)
     with artifact:
-        typer.echo(deployed(artifact, deviation, out, model))
+        typer.echo(deployed(artifact, deviation, out, model, weights))
 
 
 @app.command()

@@ -124,8 +124,8 @@ def compress(
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     chosen = recipes.load(recipe).replaced(budget=budget, target=target, threads=threads, control=control)
-    torch.manual_seed(seed)  # a model that is trained from scratch starts from this seed
-    module = sources.load_model(model, weights) if isinstance(model, str) else copied(model)
+    torch.manual_seed(seed)
+    module = sources.load_model(model, weights, seed) if isinstance(model, str) else copied(model)
     if weights is not None and not isinstance(model, str):
         load_into(module, weights)
     held = sources.load_data(data) if isinstance(data, str) else data

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from abridged.errors import AbridgedError, InputError, nearest
+from abridged.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,18 @@ if TYPE_CHECKING:
 _fragments: list[Any] = []  # a library FRAGMENT lives as long as its object
 
 
-def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+def load_model(spec: str, weights: str | Path | None = None, seed: int = 0) -> nn.Module:
     """The module that MODEL names, with the weights of a safetensors or `.pt` file when given.
 
-    Raises `InputError` for a missing module or callable, for one that raises (naming the user's line), for one that
+    Weights that it draws come from torch's global generator, which is seeded here: the same in every process. Raises `InputError` for a missing module or callable, for one that raises (naming the user's line), for one that
     returns no Module, and for weights that cannot be read or do not fit."""
+    import torch
     from torch import nn
 
+    torch.manual_seed(seed)
     scheme, _, name = spec.partition(":")
-    if scheme in _ZOOS and name:
+    zoo = scheme in _ZOOS and bool(name)
+    if zoo:
         model = _ZOOS[scheme](name)
     elif spec.endswith(".pt2"):
         raise InputError(
@@ -45,6 +49,8 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
         from abridged.weights import load_into
 
         load_into(model, weights)
+    elif zoo:
+        say(f"{spec}: its weights are random (seed {seed}, the same in every process); give others with --weights FILE")
     return model
 
 

@@ -67,8 +67,8 @@ def _bar(gain: Gain) -> Text:
     return Text("█" * full, style="blue").append("░" * (BAR - full), style="dim")
 
 
-def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str) -> str:
-    """What a person asks of a fresh artifact: how large, how equal, how fast, and what to type next."""
+def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str, weights: Path | None) -> str:
+    """What a person asks of a fresh artifact of MODEL with --weights: how large, how equal, how fast, what to type next."""
     files = sorted(artifact.files.items(), key=lambda file: -file[1])
     name, size = files[0]
     lines = [
@@ -87,5 +87,9 @@ def deployed(artifact: Artifact, deviation: Deviation, folder: Path, model: str)
     typed = shlex.quote(str(folder))
     after = [TARGETS[artifact.target]().usage.format(typed)]
     if not artifact.stands_in:
-        after += [f"abridged measure {typed} --against {model}", f'ab.load("{folder}")(x) in Python']
+        given = f" --weights {shlex.quote(str(weights))}" if weights else ""
+        after += [
+            f"abridged measure {typed} --against {shlex.quote(model)}{given}",
+            f'ab.load("{folder}")(x) in Python',
+        ]
     return "\n".join([*lines, "Next: " + "\n      ".join(filter(None, after))])
