@@ -1,9 +1,12 @@
 """Target `c`: plain sources that any C compiler builds, and that a sanitizer, a guard page and strict ISO C find nothing in."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,20 @@ def test_the_artifact_runs_here_as_it_is(tmp_path: Path) -> None:
         with targets.build(graph, "c", tmp_path / "net", force=True, **options) as artifact:
             assert (artifact(x) - exact).abs().max() < 1e-6
             assert "compiled for this machine" in measure(artifact, seconds=0.01, fresh=False).notes[0]
+
+
+def test_what_was_compiled_to_run_it_here_goes_with_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets.build(capture(nn.ReLU(), torch.zeros(3)), "c", tmp_path / "net").close()
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(there))
+    artifact = targets.load(tmp_path / "net")
+    assert list(there.iterdir())
+    del artifact
+    assert not list(there.iterdir())
+    at_the_end = f"from abridged import targets; artifact = targets.load({str(tmp_path / 'net')!r})"
+    subprocess.run([sys.executable, "-c", at_the_end], env={**os.environ, "TMPDIR": str(there)}, check=True)
+    assert not list(there.iterdir())
 
 
 def test_without_vectors_it_is_plain_iso_c(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def build(
     Raises `InputError` for an unknown target or option and for a folder that is not empty
     (`force=True` replaces an earlier artifact, nothing else), `UnsupportedError` for an op the target does not have.
     """
-    from abridged.targets.artifact import Artifact, thread_count, write_manifest
+    from abridged.targets.artifact import Artifact, delete_with, thread_count, write_manifest
 
     expect(out, (*PATH, NOTHING), "out must be a directory")
     entry = TARGETS[target]()
@@ -110,7 +110,7 @@ def build(
         raise
     artifact.path = folder
     if own:
-        artifact.delete_with(own)
+        delete_with(artifact, own)
     return artifact
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -187,10 +187,6 @@ class Artifact:
         if engine is not None:
             engine.close()
 
-    def delete_with(self, folder: Path) -> None:
-        """Delete a folder that nobody asked for when this object goes."""
-        weakref.finalize(self, _delete, folder, os.getpid())
-
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
         try:
@@ -216,6 +212,11 @@ class Artifact:
         if self._engine is None:
             raise InputError(f"{self.path}: the artifact is closed; load it again with ab.load")
         return self._engine
+
+
+def delete_with(owner: object, folder: Path) -> Callable[[], object]:
+    """Delete a folder that nobody asked for when its owner goes, or when what comes back is called."""
+    return weakref.finalize(owner, _delete, folder, os.getpid())
 
 
 def _delete(folder: Path, process: int) -> None:

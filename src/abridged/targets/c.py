@@ -25,7 +25,7 @@ from abridged.compiler.pipeline import compile_graph
 from abridged.compiler.plan import C_TYPES
 from abridged.graph.graph import Graph
 from abridged.targets import Target
-from abridged.targets.artifact import Array, Manifest, refusing
+from abridged.targets.artifact import Array, Manifest, delete_with, refusing
 
 _READ = """  FILE *file = fopen("weights.bin", "rb");
   if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights) return 1;
@@ -41,17 +41,18 @@ class CEngine:
 
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
-        self._folder = Path(tempfile.mkdtemp(prefix="abridged-c-"))
+        folder = Path(tempfile.mkdtemp(prefix="abridged-c-"))
+        self._delete = delete_with(self, folder)
         try:
-            shutil.copytree(directory, self._folder, dirs_exist_ok=True)
-            (self._folder / "threads.c").write_bytes(threads.source())
+            shutil.copytree(directory, folder, dirs_exist_ok=True)
+            (folder / "threads.c").write_bytes(threads.source())
             compiler, parts = find_compiler(), {"model.c": 1, "threads.c": 1}
             flags = machine_flags(compiler)
-            build_library(parts, self._folder, self._folder / "model.so", compiler=compiler, flags=flags)
+            build_library(parts, folder, folder / "model.so", compiler=compiler, flags=flags)
             with refusing(directory):
-                self._library = Library(self._folder, 1)
+                self._library = Library(folder, 1)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._delete()
             raise
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -64,7 +65,7 @@ class CEngine:
 
     def close(self) -> None:
         self._library.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._delete()
 
 
 def write(graph: Graph, directory: Path, options: Mapping[str, Any]) -> None:
