@@ -143,6 +143,18 @@ def test_the_example_builds_and_runs_without_a_warning(options: dict[str, int], 
     assert len((tmp_path / "net" / "main.c").read_text().partition("int main")[2].splitlines()) <= 14
 
 
+@pytest.mark.parametrize("program", ["main", "timing"])
+def test_without_its_weights_a_program_says_so(program: str, tmp_path: Path) -> None:
+    emit("vector", tmp_path / "net", vector=0)
+    make(tmp_path / "net", program, "CFLAGS=-O1")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "weights.bin").write_bytes((tmp_path / "net" / "weights.bin").read_bytes()[:-1])
+    for folder in (tmp_path, tmp_path / "cut"):
+        done = subprocess.run([tmp_path / "net" / program], cwd=folder, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "weights.bin is not here, or not whole; run the program in the folder of weights.bin\n"
+
+
 def make_preprocessed(folder: Path) -> str:
     command = [COMPILERS[0], "-E", "-std=c99", "model.c"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout

@@ -28,7 +28,8 @@ from abridged.targets import Target
 from abridged.targets.artifact import Array, Manifest, delete_with, refusing
 
 _READ = """  FILE *file = fopen("weights.bin", "rb");
-  if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights) return 1;
+  if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights)
+    return fputs("weights.bin is not here, or not whole; run the program in the folder of weights.bin\\n", stderr), 1;
   fclose(file);"""
 _STRICT = "-std=c99 -pedantic -Wall -Wextra -Werror"
 _VECTORS = "-std=c99 -Wall -Wextra -Wno-psabi"
