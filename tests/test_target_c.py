@@ -301,6 +301,19 @@ def test_the_makefile_is_for_the_cpu(options: dict[str, object], cc: str, flags:
     assert flags in makefile
 
 
+def test_the_makefile_keeps_its_compiler_whatever_the_shell_exports(tmp_path: Path) -> None:
+    emit("vector", tmp_path / "net", cpu="aarch64")
+    folder, shell = tmp_path / "net", {**os.environ, "CC": "gcc", "CFLAGS": "-O0"}
+
+    def said(*more: str) -> str:
+        return subprocess.run(["make", "-n", *more], cwd=folder, env=shell, capture_output=True, text=True).stdout
+
+    assert said().startswith("aarch64-linux-gnu-gcc ")
+    assert "-O3 -march=armv8-a" in said()
+    assert said("CC=clang", "CFLAGS=-O1").startswith("clang ")
+    assert " -O1 " in said("CC=clang", "CFLAGS=-O1")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
