@@ -52,7 +52,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "net"))
 
 
-def run_py(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_py(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As a service would: a Python that sees neither torch nor abridged, only numpy."""
     np.save(folder.parent / "x.npy", X.numpy())
     bare = folder.parent / "bare"
@@ -61,7 +61,7 @@ def run_py(folder: Path) -> subprocess.CompletedProcess[str]:
         place = Path(np.__file__).parents[1] / name
         if place.exists() and not (bare / name).exists():
             (bare / name).symlink_to(place)
-    command = [sys.executable, "-S", str(folder / "run.py"), "x.npy"]
+    command = [sys.executable, "-S", str(folder / "run.py"), *(arguments or ("x.npy",))]
     return subprocess.run(
         command, cwd=folder.parent, env={"PYTHONPATH": str(bare)}, capture_output=True, text=True, check=False
     )
@@ -185,12 +185,39 @@ def resident() -> int:
 
 def test_run_py_needs_numpy_alone(folder: Path) -> None:
     done = run_py(folder)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "output0.npy: float32[1, 10]\n", "")
     with targets.load(folder) as artifact:
         np.testing.assert_array_equal(np.load(folder.parent / "output0.npy"), artifact(X).numpy())
     np.save(folder.parent / "x.npy", X.numpy().astype(np.float64))
     wrong = subprocess.run([sys.executable, str(folder / "run.py"), "x.npy"], cwd=folder.parent, capture_output=True)
     assert wrong.stderr.startswith(b"run.py: the network takes")
+    bare = subprocess.run([sys.executable, str(folder / "run.py")], capture_output=True, text=True, check=False)
+    asked = run_py(folder, "--help")
+    assert (bare.returncode, bare.stdout, asked.returncode, asked.stderr) == (2, "", 0, "")
+    assert (
+        bare.stderr
+        == asked.stdout
+        == f"usage: python {folder / 'run.py'} INPUT.npy ..., which writes output0.npy ...\n"
+    )
+    (folder / "abridged.json").unlink()
+    said = run_py(folder).stderr
+    assert said == f"run.py: {folder}: is no artifact of Abridged: abridged.json: No such file or directory\n"
+
+
+def test_a_service_opens_a_network_by_its_path(folder: Path, graph: Graph) -> None:
+    network = library.Network(str(folder), threads=1)
+    assert network(X.numpy())[0].shape == (1, 10)
+    network.close()
+    for count in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match=f"threads must be a whole number of at least 1, not {count}"):
+            library.Network(folder, threads=count)
+    targets.build(graph, "onnxruntime", folder.parent / "other").close()
+    with pytest.raises(
+        library.LibraryError, match="other: is an artifact of target onnxruntime; this runs target native"
+    ):
+        library.Network(folder.parent / "other")
+    with pytest.raises(library.LibraryError, match=r"is no artifact of Abridged: abridged\.json: Not a directory"):
+        library.Network(folder / "run.py")
 
 
 @pytest.mark.parametrize(

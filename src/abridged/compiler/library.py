@@ -1,7 +1,7 @@
 """A built network in this process: the shared library with its weights, arena and threads, through ctypes.
 
 This file needs numpy alone. Every artifact carries it as run.py, which runs the network where nothing else is installed:
-`python run.py x.npy` writes output0.npy …; from Python, `Network(Path("folder"))(x)` gives the list of outputs."""
+`python run.py x.npy` writes output0.npy …; from Python, `Network("folder")(x)` gives the list of outputs."""
 
 from __future__ import annotations
 
@@ -159,10 +159,15 @@ class Library:
 class Network:
     """An artifact folder as a function of its flat inputs, by default on all cores that this process may use.
 
-    Raises `LibraryError` for altered files and on another machine."""
+    Raises `LibraryError` for what is no such folder, for altered files and on another machine."""
 
-    def __init__(self, directory: Path, threads: int | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str], threads: int | None = None) -> None:
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, not {threads}")
+        directory = Path(directory)
         manifest = _manifest(directory / "abridged.json")
+        if manifest["target"] != "native":
+            raise LibraryError(f"{directory}: is an artifact of target {manifest['target']}; this runs target native")
         for name in ("cpu.txt", "model.so", "weights.bin"):
             with open(directory / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"][name]["sha256"]:
@@ -191,7 +196,11 @@ class Network:
 def _manifest(file: Path) -> Any:
     """abridged.json, if its checksum is that of all the rest: shapes say how far C writes."""
     try:
-        manifest = json.loads(file.read_bytes())
+        content = file.read_bytes()
+    except OSError as error:
+        raise LibraryError(f"{file.parent}: is no artifact of Abridged: {file.name}: {error.strerror}") from None
+    try:
+        manifest = json.loads(content)
         checksum = manifest.pop("checksum")
     except (ValueError, AttributeError, KeyError):
         raise _altered(file) from None
@@ -219,9 +228,20 @@ def _pointer(array: Array) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def _main(files: Sequence[str]) -> None:
+    if not files or {"-h", "--help"} & {*files}:
+        print(
+            f"usage: python {sys.argv[0]} INPUT.npy ..., which writes output0.npy ...",
+            file=None if files else sys.stderr,
+        )
+        sys.exit(0 if files else 2)
+    for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, files))):
+        np.save(f"output{i}.npy", output)
+        print(f"output{i}.npy: {output.dtype}{list(output.shape)}")
+
+
 if __name__ == "__main__":
     try:
-        for i, output in enumerate(Network(Path(__file__).parent)(*map(np.load, sys.argv[1:]))):
-            np.save(f"output{i}.npy", output)
+        _main(sys.argv[1:])
     except (LibraryError, OSError, ValueError, EOFError) as error:
         sys.exit(f"run.py: {error}")
