@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from abridged.delivery import deploy
 from abridged.errors import InputError, UnsupportedError
 from abridged.graph.capture import capture
 from abridged.graph.graph import Graph
@@ -80,6 +81,23 @@ def test_inputs_may_be_views_and_want_gradients(artifact: Artifact, two: Two) ->
 def test_an_artifact_is_loaded_elsewhere_and_not_pickled(artifact: Artifact) -> None:
     with pytest.raises(InputError, match="not copied or pickled; load it where it is wanted"):
         pickle.dumps(artifact)
+
+
+def test_the_example_may_be_of_numpy() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, more: dict[str, Tensor]) -> Tensor:
+            return x + more["bias"]
+
+    given = np.eye(3, dtype=np.float32)[::-1], {"bias": np.ones((), np.float32)}
+    with deploy(Sum(), given, threads=1) as artifact:
+        np.testing.assert_array_equal(artifact(*given), given[0] + 1)
+    with pytest.raises(InputError, match="the example holds an array of >f4, which torch does not have"):
+        deploy(nn.ReLU(), np.ones(3, ">f4"))
+
+
+def test_inputs_by_name_are_refused(artifact: Artifact) -> None:
+    with pytest.raises(InputError, match=r"inputs are positional \(tokens: int64\[1, 5\], .*\), got 'tokens' by name"):
+        artifact(tokens=TOKENS)
 
 
 ONES = {"bias": torch.ones(3)}

@@ -597,7 +597,7 @@ def test_what_the_graph_has_no_words_for_is_refused(f, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_op_names_module_line_op_and_the_nearest() -> None:
+def test_an_unknown_op_names_module_line_and_op_and_no_other() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.cummax(x, 0)[0]
@@ -605,7 +605,7 @@ def test_an_unknown_op_names_module_line_op_and_the_nearest() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Inner())
     with pytest.raises(
         UnsupportedError,
-        match=r"test_capture\.py:\d+: module '1': aten\.cummax\.default is not in the op set; did you mean",
+        match=r"test_capture\.py:\d+: module '1': aten\.cummax\.default is not in the op set$",
     ):
         capture(model, X)
 

@@ -115,6 +115,10 @@ def test_what_is_built_for_elsewhere_is_checked_here_and_loads_only_there(
 def test_a_cpu_that_nobody_knows(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cpu 'z80': .*z80.*; name native, generic, .*riscv64.*, or a CPU that"):
         targets.build(graph, "native", tmp_path / "net", cpu="z80")
+    for target in ("native", "c"):
+        for cpu in ("", " "):
+            with pytest.raises(InputError, match=rf"cpu '{cpu}': is no name; name native, generic, .*riscv64"):
+                targets.build(graph, target, tmp_path / "net", cpu=cpu)
 
 
 def test_a_bare_device_gets_sources(graph: Graph) -> None:
@@ -181,6 +185,13 @@ def test_loads_leave_nothing_behind_closed_or_not(built: Path) -> None:
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_what_is_loaded_outlives_its_folder(folder: Path) -> None:
+    with targets.load(folder, threads=1) as artifact:
+        shutil.rmtree(folder)
+        assert artifact(X).shape == (1, 10)
+        assert artifact.layer_times().keys() == {"0", "2", "3", "5"}
 
 
 def test_run_py_needs_numpy_alone(folder: Path) -> None:

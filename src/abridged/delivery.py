@@ -6,6 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+
+from abridged.errors import InputError
 from abridged.graph.capture import capture
 from abridged.measurement import gate
 from abridged.measurement.accuracy import batch_of
@@ -15,16 +20,16 @@ from abridged.targets import build, load
 from abridged.targets.artifact import Artifact
 
 if TYPE_CHECKING:
-    import torch
-
     from abridged.data import Data
 
 __all__ = ["deliver", "deploy", "load"]
 
+Example = torch.Tensor | np.ndarray[Any, Any] | tuple[Any, ...]
+
 
 def deploy(
     model: Any,
-    example: torch.Tensor | tuple[Any, ...] | None = None,
+    example: Example | None = None,
     target: str = "onnxruntime",
     out: str | Path | None = None,
     *,
@@ -34,7 +39,7 @@ def deploy(
 ) -> Artifact:
     """Build the artifact of a model for one target, run it there, and compare it with PyTorch.
 
-    `model`: an `nn.Module`, or an exported program (then `example` is its own). `example`: a tensor or a tuple of the
+    `model`: an `nn.Module`, or an exported program (then `example` is its own). `example`: a tensor or an array, or a tuple of the
     model's positional inputs; its shapes, batch included, become the artifact's. `out`: a new or empty directory; without
     it, a temporary one that goes with the artifact. `threads`: of the runtime, all cores by default; other options are the
     target's own.
@@ -53,7 +58,7 @@ def deploy(
 
 def deliver(
     model: Any,
-    example: torch.Tensor | tuple[Any, ...] | None,
+    example: Example | None,
     target: str,
     out: str | Path | None,
     *,
@@ -63,14 +68,22 @@ def deliver(
     **options: Any,
 ) -> tuple[Artifact, Deviation]:
     """`deploy`, and by how much the artifact deviates from PyTorch on the example and on some of the data's inputs."""
-    graph = capture(model, example)
+    inputs: Any = pytree.tree_map_only(np.ndarray, _tensor, example)
+    graph = capture(model, inputs)
     found: list[Deviation] = []
 
     def check(artifact: Artifact) -> None:
-        found.append(gate.require(artifact, model, graph, reference_inputs(artifact, example, data)))
+        found.append(gate.require(artifact, model, graph, reference_inputs(artifact, inputs, data)))
 
     artifact = build(graph, target, out, force=force, threads=threads, check=check, **options)
     return artifact, found[0]
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    try:
+        return torch.tensor(array.copy())  # whatever its strides are
+    except (TypeError, ValueError):
+        raise InputError(f"the example holds an array of {array.dtype.str}, which torch does not have") from None
 
 
 def reference_inputs(artifact: Artifact, example: Any, data: Data | None, batches: int = 3) -> list[tuple[Any, ...]]:

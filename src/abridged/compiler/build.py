@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from abridged.compiler.cpus import CPUS, cpu_named, flags_of, is_zig
+from abridged.compiler.cpus import CPUS, KNOWN, cpu_named, flags_of, is_zig
 from abridged.compiler.library import cpu_flags, cpu_line
 from abridged.compiler.plan import Machine
 from abridged.errors import AbridgedError, InputError, expect
@@ -114,8 +114,7 @@ def needed_cpu(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
 def require_cpu_named(cpu: str, compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     """`needed_cpu`, which raises `InputError` where the compiler does not know this CPU: with the names that are ours, unless it
     is one of them."""
-    known = f"name {', '.join(CPUS)}, or a CPU that the compiler knows"
-    known = "name a compiler for it with --cc" if cpu in CPUS else known
+    known = "name a compiler for it with --cc" if cpu in CPUS else KNOWN
     if shutil.which(compiler[0]) is None:
         raise InputError(
             f"cpu '{cpu}' is not one of ours, and '{compiler[0]}', which might know it, is not here; {known}"

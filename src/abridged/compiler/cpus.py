@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from abridged.errors import expect
+from abridged.errors import InputError, expect
 from abridged.tables import Table
 
 _MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
@@ -79,9 +79,14 @@ for _core, _fpu in {"m0": "", "m3": "", "m4": "fpv4-sp-d16", "m7": "fpv5-sp-d16"
     )
 
 
+KNOWN = f"name {', '.join(CPUS)}, or a CPU that the compiler knows"
+
+
 def cpu_named(name: str) -> Cpu:
     """An entry of the table; any other name is the compiler's own for a CPU of this kind of machine ("znver3")."""
     expect(name, str, "cpu must be a name")
+    if not name.strip():
+        raise InputError(f"cpu '{name}': is no name; {KNOWN}")
     if name in CPUS:
         return CPUS[name]
     return Cpu((f"-march={name}",), (f"-mcpu={name.replace('-', '_')}",))

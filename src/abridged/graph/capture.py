@@ -19,9 +19,9 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
-from abridged.errors import InputError, UnsupportedError, nearest
+from abridged.errors import InputError, UnsupportedError
 from abridged.graph.archive import data_alone
-from abridged.graph.aten import ATEN, Lowering
+from abridged.graph.aten import Lowering
 from abridged.graph.aten.places import WRITE_BACK
 from abridged.graph.aten.table import arguments, rule_of
 from abridged.graph.graph import Graph, Structure, Value
@@ -348,7 +348,7 @@ class _Reading:
         if rule is None:
             if not self.functional:
                 raise _NeedsRewritingError
-            raise self.build.refuse(f"{op} is not in the op set{nearest(op._schema.name.partition('::')[2], ATEN)}")
+            raise self.build.refuse(f"{op} is not in the op set")
         results = self._results(node)
         self.build.shapes, self.build.dtypes = tuple(s for s, _ in results), tuple(d for _, d in results)
         try:

@@ -151,11 +151,14 @@ class Artifact:
         """Of every file of the artifact, the manifest included."""
         return sum(self.files.values())
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the network on the model's positional inputs; the outputs come in the model's own structure.
 
-        Raises `InputError` for a wrong count, shape, dtype or device before the runtime sees anything."""
+        Raises `InputError` for a wrong count, shape, dtype or device, and for inputs by name, before the runtime sees anything."""
         engine = self._open()
+        if named:
+            expected = ", ".join(map(str, self.signature.inputs))
+            raise InputError(f"inputs are positional ({expected}), got '{next(iter(named))}' by name; leave names out")
         arrays, from_torch = _checked(inputs, self.signature)
         with refusing(self.path):
             outputs = engine.run(arrays)

@@ -44,6 +44,7 @@ class NativeEngine:
 
     def __init__(self, directory: Path, manifest: Manifest, count: int) -> None:
         self._outputs = [(port.shape, np.dtype(port.dtype)) for port in manifest.signature.outputs]
+        self._paths = (directory / "steps.txt").read_text().splitlines()
         with refusing(directory):
             require_cpu(directory)
             self._library = Library(directory, count)
@@ -55,12 +56,11 @@ class NativeEngine:
 
     def layer_times(self, directory: Path, inputs: Sequence[Array], runs: int) -> dict[str, float]:
         """Median milliseconds by module path; a fused layer's time is with the layer it was fused into."""
-        paths = (directory / "steps.txt").read_text().splitlines()
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
         times = np.array([self._library.step_times(inputs, outputs) for _ in range(runs)])
         total: defaultdict[str, float] = defaultdict(float)
-        for i, path in enumerate(paths):
-            total[path] += float(np.median(times[:, i :: len(paths)].sum(axis=1)))  # of all parts of a batch
+        for i, path in enumerate(self._paths):
+            total[path] += float(np.median(times[:, i :: len(self._paths)].sum(axis=1)))  # of all parts of a batch
         return dict(total)
 
     def close(self) -> None:
