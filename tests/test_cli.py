@@ -184,6 +184,12 @@ def test_version_and_help(command):
     assert "compress" in command("--help")[1]
 
 
+@pytest.mark.parametrize("name", ["deploy", "compress"])
+def test_help_says_that_target_c_has_one_thread(command, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "target c has one" in command(name, "--help")[1]
+
+
 def test_help_starts_fast_and_without_torch():
     code = "import sys; sys.argv = ['abridged', '--help']\nfrom abridged.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COV")}

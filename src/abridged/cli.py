@@ -30,7 +30,9 @@ Weights = Annotated[Path | None, typer.Option(help="weights to load into MODEL: 
 Target = Annotated[str | None, typer.Option(help="runtime of the artifact; `abridged list targets`")]
 Out = Annotated[Path, typer.Option(help="directory for everything that is written")]
 Seed = Annotated[int, typer.Option(help="two runs with the same seed agree")]
-Threads = Annotated[int | None, typer.Option(min=1, help="threads of the runtime; default: all cores")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="threads of the runtime; default: all cores; target c has one")
+]
 Force = Annotated[bool, typer.Option("--force", help="replace what an earlier run wrote to --out")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run in --out")]
 

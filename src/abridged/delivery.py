@@ -39,10 +39,10 @@ def deploy(
 ) -> Artifact:
     """Build the artifact of a model for one target, run it there, and compare it with PyTorch.
 
-    `model`: an `nn.Module`, or an exported program (then `example` is its own). `example`: a tensor or an array, or a tuple of the
-    model's positional inputs; its shapes, batch included, become the artifact's. `out`: a new or empty directory; without
-    it, a temporary one that goes with the artifact. `threads`: of the runtime, all cores by default; other options are the
-    target's own.
+    `model`: an `nn.Module`, or an exported program (then `example` is its own). `example`: a tensor or an array, or a tuple
+    of the model's positional inputs; its shapes, batch included, become the artifact's. `out`: a new or empty directory;
+    without it, a temporary one that goes with the artifact. `threads`: of the runtime, all cores by default (target c has
+    one, whatever is asked for); other options are the target's own.
 
     Raises `InputError` for input that cannot be used, `UnsupportedError` for an op that the target lacks, and
     `GateError` naming the layer where a deviation above the bound begins; then `out` is as it was.
