@@ -27,8 +27,9 @@ _fragments: list[Any] = []  # a library FRAGMENT lives as long as its object
 def load_model(spec: str, weights: str | Path | None = None, seed: int = 0) -> nn.Module:
     """The module that MODEL names, with the weights of a safetensors or `.pt` file when given.
 
-    Weights that it draws come from torch's global generator, which is seeded here: the same in every process. Raises `InputError` for a missing module or callable, for one that raises (naming the user's line), for one that
-    returns no Module, and for weights that cannot be read or do not fit."""
+    Weights that it draws come from torch's global generator, which is seeded here: the same in every process. Raises `InputError`
+    for a missing module or callable, for one that raises (naming the user's line), for one that returns no Module, and for
+    weights that cannot be read or do not fit."""
     import torch
     from torch import nn
 
