@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from native_checks import poison
+import torch.nn.functional as F
+from native_checks import agrees, poison
 from test_ops import EPS, Case, _all_cases
+from torch import nn
 
 from abridged import targets
 from abridged.compiler.pipeline import plan
 from abridged.errors import UnsupportedError
 from abridged.graph.build import Builder
+from abridged.graph.capture import capture
 from abridged.graph.graph import Graph, Node
 from abridged.graph.ops import OPS, apply, signature
 
@@ -172,3 +176,74 @@ def test_every_op_is_computed_or_refused() -> None:
         kinds[op].add(name in REFUSED)
     assert set(kinds) == set(OPS)
     assert {op for op, refused in kinds.items() if False not in refused} == {"matmul", "einsum", "attention"}
+
+
+class Norms(nn.Module):
+    """Every op that subtracts a mean, over groups of two sizes."""
+
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            y
+            for x in given
+            for y in (
+                F.layer_norm(x, x.shape[3:]),
+                F.layer_norm(x, x.shape[2:]),
+                F.layer_norm(x.mT, x.shape[2:3]),
+                F.group_norm(x, 3),
+                F.group_norm(x, 6),
+                x.var(3, correction=0),
+                x.var((2, 3), correction=0),
+                x.std(2, correction=0),
+            )
+        )
+
+
+class Of(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def test_norms_of_a_constant_are_nothing(fast_builds: None) -> None:
+    """A mean that is off by one unit in the last place would show, times 1 / √eps."""
+    torch.manual_seed(0)
+    sizes = (1, 1), (2, 1), (1, 7), (7, 7), (3, 16), (5, 33), (200, 300)
+    inputs = tuple(torch.randn(2, 3, 1, 1, 1).expand(2, 3, 2, *size).flatten(1, 2).contiguous() for size in sizes)
+    with targets.build(capture(Norms(), inputs), "native", threads=2, tune=False) as artifact:
+        for factor in (0.01, 1.0, 1000.0):
+            for y in poison(artifact)(*(x * factor for x in inputs)):
+                assert not y.any()
+
+
+def test_norms_of_nearly_a_constant(fast_builds: None) -> None:
+    torch.manual_seed(0)
+    for module in (nn.LayerNorm([29, 33]), nn.LayerNorm([8, 29, 33]), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8)):
+        for scale in (0, 1e-6):
+            layer = nn.Conv2d(3, 8, 3, padding=1)
+            with torch.no_grad():
+                layer.weight[::2] *= scale  # pruned, or as good as that: what is left of such a channel is its bias
+            agrees(nn.Sequential(layer, module), torch.randn(2, 3, 29, 33))
+
+
+LONG: dict[str, nn.Module] = {
+    "layer_norm": nn.LayerNorm([64, 56, 56]),
+    "group_norm": nn.GroupNorm(1, 64),
+    "rms_norm": nn.RMSNorm([64, 56, 56]),
+    "sum": Of(lambda x: x.sum((1, 2, 3))),
+    "mean": Of(lambda x: x.mean((1, 2, 3))),
+    "var": Of(lambda x: x.var((1, 2, 3))),
+    "norm": Of(lambda x: torch.linalg.vector_norm(x, dim=(1, 2, 3))),
+    "cumsum": Of(lambda x: x.flatten(1).cumsum(1)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_sums_keep_their_digits(name: str, fast_builds: None) -> None:
+    agrees(LONG[name], torch.rand(1, 64, 56, 56, generator=torch.Generator().manual_seed(0)))
+
+
+def test_log_softmax_of_large_numbers(fast_builds: None) -> None:
+    agrees(nn.LogSoftmax(1), torch.randn(4, 5) + 1e4)

@@ -15,12 +15,13 @@ from abridged.compiler.plan import Call, Choice, Layout, Step
 from abridged.compiler.pool import around, mean
 from abridged.graph.graph import Node
 
-_MEAN = "V s = v_set(0.0f); EACH(s = s + x); "
+_MEAN = "SUM(s, x); s = s / COUNT; "
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """C statements over one column: EACH(statement) sees its elements as `x` (and `w`, `b` beside them), PUT(value) writes one."""
+    """C statements over one column: EACH(statement) sees its elements as `x` (and `w`, `b` beside them), SUM(s, term) defines
+    the sum `s` of a term in them, SUMS two of them at once, PUT(value) writes one."""
 
     body: str | Callable[[Node], str]
     keeps: bool = True  # one output per element, or one per column
@@ -36,33 +37,30 @@ def _norm(node: Node) -> str:
         1.0: ("v_abs(x)", "s"),
         2.0: ("x * x", "v_sqrt(s)"),
     }.get(order, (f"v_pow(v_abs(x), {number(order)})", f"v_pow(s, {number(1 / (order or 1))})"))
-    return f"V s = v_set(0.0f); EACH(s = s + {term}); PUT({root});"
+    return f"SUM(s, {term}); PUT({root});"
 
 
+# A mean is off by a unit in the last place, and where hardly more is left of the elements without it, that would show: what is
+# left of them has a mean, too.
 COLUMNS: Mapping[str, Column] = {
-    "sum": Column(_MEAN + "PUT(s);", keeps=False),
-    "mean": Column(_MEAN + "PUT(s / COUNT);", keeps=False),
+    "sum": Column("SUM(s, x); PUT(s);", keeps=False),
+    "mean": Column(_MEAN + "PUT(s);", keeps=False),
     "prod": Column("V s = v_set(1.0f); EACH(s = s * x); PUT(s);", keeps=False),
-    "var": Column(
-        _MEAN + "s = s / COUNT; V q = v_set(0.0f); EACH(q = q + (x - s) * (x - s)); PUT(q / FREE);", keeps=False
-    ),
+    "var": Column(_MEAN + "SUM(d, x - s); s = s + d / COUNT; SUM(q, (x - s) * (x - s)); PUT(q / FREE);", keeps=False),
     "vector_norm": Column(_norm, keeps=False),
     "amax": Column("V s = v_set(-INFINITY); EACH(s = v_max(s, x)); PUT(s);", keeps=False),
     "amin": Column("V s = v_set(INFINITY); EACH(s = v_min(s, x)); PUT(s);", keeps=False),
     "softmax": Column(
-        "V m = v_set(-INFINITY), s = v_set(0.0f); EACH(m = v_max(m, x)); EACH(s = s + v_exp(x - m)); "
-        "EACH(PUT(v_exp(x - m) / s));"
+        "V m = v_set(-INFINITY); EACH(m = v_max(m, x)); SUM(s, v_exp(x - m)); EACH(PUT(v_exp(x - m) / s));"
     ),
     "log_softmax": Column(
-        "V m = v_set(-INFINITY), s = v_set(0.0f); EACH(m = v_max(m, x)); EACH(s = s + v_exp(x - m)); "
-        "m = m + v_log(s); EACH(PUT(x - m));"
+        # Both less than x, one by one: the sum of a large maximum and a small logarithm would be rounded.
+        "V m = v_set(-INFINITY); EACH(m = v_max(m, x)); SUM(s, v_exp(x - m)); s = v_log(s); EACH(PUT(x - m - s));"
     ),
-    "rms_norm": Column(
-        "V q = v_set(0.0f); EACH(q = q + x * x); q = 1.0f / v_sqrt(q / COUNT + EPS); EACH(PUT(x * q * w));"
-    ),
+    "rms_norm": Column("SUM(q, x * x); q = 1.0f / v_sqrt(q / COUNT + EPS); EACH(PUT(x * q * w));"),
     "layer_norm": Column(
-        _MEAN + "s = s / COUNT; V q = v_set(0.0f); EACH(q = q + (x - s) * (x - s)); "
-        "q = 1.0f / v_sqrt(q / COUNT + EPS); EACH(PUT((x - s) * q * w + b));"
+        _MEAN + "SUMS(d, x - s, q, (x - s) * (x - s)); d = d / COUNT; s = s + d; "
+        "q = v_max(q / COUNT - d * d, v_set(0.0f)); q = 1.0f / v_sqrt(q + EPS); EACH(PUT((x - s) * q * w + b));"
     ),
 }
 
@@ -123,7 +121,11 @@ def _text(
     *outer, (n, inner) = merged(tuple(shape[axis] for axis in across), picked)
     at = list(zip(indices([size for size, _ in outer]), outer, strict=True))
     starts = ["".join(f" + {index} * {s[k]}" for index, (_, s) in at) for k in (0, 1)]
-    loops = "".join(f"for (long r{axis} = 0; r{axis} < {shape[axis]}; r{axis}++) " for axis in axes)
+    # In blocks, whose sums are summed: one long sum would lose more to rounding with every element.
+    loops = "".join(f"for (long r{axis} = 0; r{axis} < {shape[axis]}; r{axis}++) " for axis in axes[:-1])
+    last, most = (axes[-1], shape[axes[-1]]) if axes else ("", 1)
+    loops += f"for (long block = 0; block < {most}; block += 64) "
+    steps = f"for (long r{last} = block; r{last} < MIN(block + 64, {most}); r{last}++)"
     offsets = ["".join(f" + r{axis} * {strides[axis]}" for axis in axes) for strides in (x, y)]
     fields = iter(range(1, 3))
     given = [f"v_set(a->in[{next(fields)}][r])" if p is not None else None for p in parameters]
@@ -135,7 +137,10 @@ def _text(
     body = column.body if isinstance(column.body, str) else column.body(node)
     body = body.replace("COUNT", f"{count}.0f").replace("FREE", number(free)).replace("EPS", eps)
     put = vector_store(f"(out + j * {inner[1]}{offsets[1] if column.keeps else ''})", inner[1], "(value)", "n")
-    return f"""#define EACH(...) {{ long r = 0; {loops}{{ {load} V w = {scale or "v_set(1.0f)"}, b = {shift or "v_set(0.0f)"}; (void)w, (void)b; r++; __VA_ARGS__; }} }}
+    return f"""#define WALK(behind, ...) {{ long r = 0; {loops}{{ {steps} {{ {load} V w = {scale or "v_set(1.0f)"}, b = {shift or "v_set(0.0f)"}; (void)w, (void)b; r++; __VA_ARGS__; }} behind; }} }}
+#define EACH(...) WALK(, __VA_ARGS__)
+#define SUM(s, term) V s = v_set(0.0f); {{ V t = s; WALK(s = s + t; t = v_set(0.0f), t = t + (term)) }}
+#define SUMS(s, term, q, other) V s = v_set(0.0f), q = s; {{ V t = s, u = s; WALK(s = s + t; q = q + u; t = u = v_set(0.0f), t = t + (term); u = u + (other)) }}
 #define PUT(value) {put}
 enum {{ NAME_tasks = {prod(size for size, _ in outer)} }};
 LOCAL void NAME(const struct nest *a, long begin, long end) {{
@@ -148,6 +153,9 @@ LOCAL void NAME(const struct nest *a, long begin, long end) {{
     }}
   }}
 }}
+#undef WALK
 #undef EACH
+#undef SUM
+#undef SUMS
 #undef PUT
 """

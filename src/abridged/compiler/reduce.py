@@ -66,7 +66,8 @@ def _running(low: Lowering, group: Group) -> None:
     kept = [axis for axis in range(len(shape)) if axis != along]
     names = ["r" if axis == along else f"i{kept.index(axis)}" for axis in range(len(shape))]
     n = shape[along]
-    kind = "uint64_t" if target.type == "int64_t" else target.type
+    # In double, as PyTorch: a running sum cannot be one of the sums of blocks.
+    kind = {"int64_t": "uint64_t", "float": "double"}.get(target.type, target.type)
     body = (
         f"{kind} s = 0; for (long r = 0; r < {n}; r++) "
         f"{{ s += x0[{offset(source.strides, names)}]; y[{offset(target.strides, names)}] = ({target.type})s; }}"

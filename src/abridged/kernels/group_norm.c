@@ -36,24 +36,38 @@ LOCAL void SYMBOL(const struct args *a, long begin, long end)
         const long n = u / (C / CG), first = u % (C / CG) * CG;
         const float *x = a->x + n * XSTACK, *scales = a->b, *shifts = a->b + STEPS(C);
         float *y = a->y + n * YSTACK;
-        V sum = v_set(0.0f), square = v_set(0.0f);
+        V sum = v_set(0.0f), rest = v_set(0.0f), square = v_set(0.0f);
 
-        for (long c = first; c < first + CG; c++)
+        for (long c = first; c < first + CG; c++) { /* a sum per channel, and then of those: long sums lose more to rounding */
+            V s = v_set(0.0f);
             for (long i = 0; i < D * H; i++) {
                 const float *line = LINE(x, X, c, i);
                 int j = 0;
-                for (; j + LANES <= W; j += LANES) sum = sum + v_load(line + j);
-                if (j < W) sum = sum + v_load_n(line + j, W - j);
+                for (; j + LANES <= W; j += LANES) s = s + v_load(line + j);
+                if (j < W) s = s + v_load_n(line + j, W - j);
             }
-        const float mean = NAME(total)(sum) / SIZE;
-        for (long c = first; c < first + CG; c++)
+            sum = sum + s;
+        }
+        const float near = NAME(total)(sum) / SIZE;
+        for (long c = first; c < first + CG; c++) {
+            V s = v_set(0.0f), q = v_set(0.0f);
             for (long i = 0; i < D * H; i++) {
                 const float *line = LINE(x, X, c, i);
                 int j = 0;
-                for (; j + LANES <= W; j += LANES) square = square + (v_load(line + j) - mean) * (v_load(line + j) - mean);
-                if (j < W) square = square + NAME(less)(line + j, mean, W - j) * NAME(less)(line + j, mean, W - j);
+                for (; j + LANES <= W; j += LANES) {
+                    V v = v_load(line + j) - near;
+                    s = s + v, q = q + v * v;
+                }
+                if (j < W) {
+                    V v = NAME(less)(line + j, near, W - j);
+                    s = s + v, q = q + v * v;
+                }
             }
-        const float inverse = 1.0f / sqrtf(NAME(total)(square) / SIZE + EPS);
+            rest = rest + s, square = square + q;
+        }
+        /* The mean is off by a unit in the last place, and where a group hardly varies, that would show: the rest has one, too. */
+        const float off = NAME(total)(rest) / SIZE, mean = near + off, variance = NAME(total)(square) / SIZE - off * off;
+        const float inverse = 1.0f / sqrtf(MAX(variance, 0.0f) + EPS);
         for (long c = first; c < first + CG; c++)
             for (long i = 0; i < D * H; i++) {
                 const float *line = LINE(x, X, c, i), scale = inverse * scales[c];
