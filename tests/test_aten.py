@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     "var_mean": _case(lambda x: torch.var_mean(x, (2, 3), correction=0), X),
     "linalg_vector_norm": _case(lambda x: torch.linalg.vector_norm(x, 3, (1, 2)), X),
     "norm": _case(lambda x: (A.norm(x), A.norm(x, 1, [1], True)), X),
-    "logsumexp": _case(lambda x: (x.logsumexp(1), x.logsumexp((2, 3), keepdim=True)), X),
+    "logsumexp": _case(lambda x, i: (x.logsumexp(1), x.logsumexp((2, 3), keepdim=True), i.logsumexp(1)), X, INT),
     # layers
     "conv1d": _case(lambda x, w: torch.conv1d(x, w, padding="same"), ROW, _weights(3, 4, 4)),
     "conv2d": _case(lambda x, w, b: torch.conv2d(x, w, b, 2, 1, groups=2), X, _weights(6, 2, 3, 3), _weights(6)),

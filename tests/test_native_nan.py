@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from native_checks import poison
 from torch import Tensor, nn
 
@@ -74,3 +75,19 @@ def test_a_weight_that_is_not_finite_is_stored() -> None:
     x = torch.rand(1, 8, 3, 3) + 1
     with targets.build(capture(layer, x), "native", tune=False, threads=1) as artifact, torch.no_grad():
         torch.testing.assert_close(poison(artifact)(x), layer(x), equal_nan=True)
+
+
+class Sums(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        norms = F.layer_norm(x, x.shape[2:]), F.group_norm(x, 5), x.var(1)
+        return x.logsumexp(1), x.logsumexp((0, 2), keepdim=True), x.softmax(1), x.log_softmax(2), *norms
+
+
+@pytest.mark.parametrize("given", [(torch.inf,), (-torch.inf,), (torch.inf, -torch.inf), (torch.nan, torch.inf)])
+def test_softmaxes_and_norms_of_infinity(given: tuple[float, ...]) -> None:
+    x = torch.randn(2, 5, 17)
+    for i, number in enumerate(given):
+        x[0, i, ::2] = x[1, :, 3 + i] = x[:, 4, 5 + i :: 2] = number
+    with targets.build(capture(Sums(), x), "native", tune=False, threads=1) as artifact:
+        for found, wanted in zip(poison(artifact)(x), Sums()(x), strict=True):
+            torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -299,9 +299,10 @@ def _norm(b: Lowering, x: Value, p: float | None = None, dim: Ints | None = None
 
 @ATEN.entry("logsumexp")
 def _logsumexp(b: Lowering, x: Value, dim: int | Ints, keepdim: bool) -> Value:
-    """max + log Σ exp(x − max)."""
-    axes = axes_of(x, dim)
-    largest = b("amax", x, axes=axes, keepdim=True)
+    """max + log Σ exp(x − max); where the maximum is infinite, another large number serves: ∞ − ∞ would be NaN."""
+    x = b.cast(x, b.dtype)
+    axes, most = axes_of(x, dim), torch.finfo(b.dtype).max
+    largest = b("clamp", b("amax", x, axes=axes, keepdim=True), min=-most, max=most)
     total = b("sum", b("exp", b("sub", x, largest)), axes=axes, keepdim=True)
     return b.reshape(b("add", largest, b("log", total)), b.shape)
 
