@@ -91,3 +91,42 @@ def test_softmaxes_and_norms_of_infinity(given: tuple[float, ...]) -> None:
     with targets.build(capture(Sums(), x), "native", tune=False, threads=1) as artifact:
         for found, wanted in zip(poison(artifact)(x), Sums()(x), strict=True):
             torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+RESIZED: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "linear": ((5,), {"scale_factor": 3.0}),
+    "bilinear": ((4, 5), {"scale_factor": 3.0}),
+    "bilinear by sizes": ((4, 5), {"size": (7, 3)}),
+    "bilinear along one axis": ((4, 5), {"size": (4, 15)}),
+    "bilinear of one pixel": ((1, 5), {"size": (3, 1)}),
+    "bilinear to the same size": ((4, 5), {"size": (4, 5)}),
+    "bicubic": ((4, 5), {"scale_factor": 3.0}),
+    "bicubic by other factors": ((4, 5), {"scale_factor": (0.5, 1.5)}),
+    "bicubic by sizes": ((4, 5), {"size": (7, 3)}),
+    "bicubic of one pixel": ((5, 1), {"size": (3, 2)}),
+    "bicubic to the same size": ((4, 5), {"size": (4, 5)}),
+    "trilinear": ((3, 2, 4), {"size": (5, 4, 4)}),
+}
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("name", RESIZED)
+def test_every_tap_of_a_resize_carries_them(name: str, corners: bool) -> None:
+    """Those of weight 0, too, and at the edge those that meet in one pixel."""
+    sizes, options = RESIZED[name]
+    layer = nn.Upsample(mode=name.split()[0], align_corners=corners, **options)
+    x = torch.randn(torch.Size(sizes).numel(), 1, *sizes)  # each sample has another pixel that is not finite
+    with targets.build(capture(layer, x), "native", tune=False, threads=1) as artifact:
+        for bad in (torch.nan, torch.inf, -torch.inf):
+            x.flatten(1).diagonal()[:] = bad
+            torch.testing.assert_close(poison(artifact)(x), layer(x), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_windows_of_padding_alone_can_be_resized() -> None:
+    pool = nn.MaxPool2d(2, 3, 1, dilation=2, ceil_mode=True)
+    x = torch.randn(1, 3, 14, 1)
+    assert pool(x).isinf().any()
+    for mode in ("bilinear", "bicubic"):
+        module = nn.Sequential(pool, nn.Upsample(scale_factor=3.0, mode=mode))
+        with targets.build(capture(module, x), "native", tune=False, threads=1) as artifact:
+            torch.testing.assert_close(poison(artifact)(x), module(x), equal_nan=True)
