@@ -30,9 +30,7 @@ def matrix(node: Node, size: int, axis: int, number: float = 1.0) -> Matrix:
         name: (value[axis],) if isinstance(value, tuple) else value for name, value in node.attrs.items()
     }
     x, cubic = torch.zeros(size, size).fill_diagonal_(number)[:, None], attrs.get("mode") == "cubic"
-    if (
-        cubic
-    ):  # PyTorch has it for two axes alone: the other one is four lines that stay as they are, and x the second of them
+    if cubic:  # PyTorch has it for two axes alone: the other one is four lines that stay, and x the second of them
         attrs |= {"size": (4, *attrs["size"]), "scales": attrs["scales"] and (1.0, *attrs["scales"])}
         x = F.pad(x[:, :, None], (0, 0, 1, 2))
     y = OPS[node.op](x, **attrs)
