@@ -69,6 +69,12 @@ AXES = {
 }
 
 
+def test_groups_of_several_inputs_are_not_channels_by_themselves(fast_builds: None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, groups=4), nn.Conv2d(4, 3, 1)).eval()
+    silence(net[0], [2])
+    agrees(net, torch.randn(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize("name", AXES)
 def test_features_and_channels_lie_along_axes_of_their_own(name: str, fast_builds: None) -> None:
     layers, shape = AXES[name]

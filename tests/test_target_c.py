@@ -15,6 +15,7 @@ import torch
 from test_native_ops import COMPUTED, EVERY, graph_of
 from torch import Tensor, nn
 
+import abridged as ab
 from abridged import targets
 from abridged.errors import InputError
 from abridged.files import sha256
@@ -183,6 +184,23 @@ def test_what_was_compiled_to_run_it_here_goes_with_the_object(tmp_path: Path, m
     at_the_end = f"from abridged import targets; artifact = targets.load({str(tmp_path / 'net')!r})"
     subprocess.run([sys.executable, "-c", at_the_end], env={**os.environ, "TMPDIR": str(there)}, check=True)
     assert not list(there.iterdir())
+
+
+def test_numbers_of_every_size_and_type_are_plain_iso_c(tmp_path: Path) -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4, eps=1e-60)  # less than any float
+
+        def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+            return torch.where(keep, self.norm(x), x.clamp(-1e30, 0.1))
+
+    x, keep = (torch.arange(12) % 17 / 8 - 1).view(3, 4), (torch.arange(12) % 2 > 0).view(3, 4)  # what main.c gives it
+    module = Chosen().eval()
+    ab.deploy(module, (x, keep), target="c", out=tmp_path / "net", vector=0).close()
+    make(tmp_path / "net", "main", f"CC={COMPILERS[0]}", "CFLAGS=-std=c99 -pedantic-errors -Wall -Wextra -Werror")
+    found = prints(["./main"], tmp_path / "net")
+    torch.testing.assert_close(torch.from_numpy(found).float().view(3, 4), module(x, keep).detach())
 
 
 def test_without_vectors_it_is_plain_iso_c(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def _passes_on(graph: Graph, node: Node, axis: int) -> bool:
 def _is_depthwise(graph: Graph, node: Node) -> bool:
     if node.op != "conv" or not all(n is None or n in graph.constants for n in node.inputs[1:]):
         return False
-    return graph.constants[node.inputs[1] or ""].tensor.shape[0] == node.attrs["groups"]
+    outputs, inputs, *_ = graph.constants[node.inputs[1] or ""].tensor.shape
+    return outputs == node.attrs["groups"] and inputs == 1
 
 
 def _keep(graph: Graph, chain: list[Node]) -> Tensor:

@@ -123,7 +123,7 @@ def _text(
     starts = ["".join(f" + {index} * {s[k]}" for index, (_, s) in at) for k in (0, 1)]
     # In blocks, whose sums are summed: one long sum would lose more to rounding with every element.
     loops = "".join(f"for (long r{axis} = 0; r{axis} < {shape[axis]}; r{axis}++) " for axis in axes[:-1])
-    last, most = (axes[-1], shape[axes[-1]]) if axes else ("", 1)
+    last, most = (axes[-1], shape[axes[-1]]) if axes else ("_", 1)
     loops += f"for (long block = 0; block < {most}; block += 64) "
     steps = f"for (long r{last} = block; r{last} < MIN(block + 64, {most}); r{last}++)"
     offsets = ["".join(f" + r{axis} * {strides[axis]}" for axis in axes) for strides in (x, y)]

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from abridged.graph.graph import Node
 
 Attrs = Mapping[str, Any]
+
+
+def single(value: float) -> str:
+    """A C constant of type float: a Python number, rounded to one as PyTorch rounds it.
+
+    >>> single(6), single(1e-60), single(-1e60)
+    ('6.0f', '0.0f', '-INFINITY')
+    """
+    with np.errstate(over="ignore"):
+        rounded = str(np.float32(value))
+    return {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}.get(rounded, f"{rounded}f")
 
 
 def number(value: float) -> str:
@@ -16,8 +29,7 @@ def number(value: float) -> str:
     >>> number(6)
     'v_set(6.0f)'
     """
-    text = {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}.get(str(float(value)), f"{float(value)!r}f")
-    return f"v_set({text})"
+    return f"v_set({single(value)})"
 
 
 def _clamp(a: Attrs) -> str:

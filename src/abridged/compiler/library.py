@@ -162,8 +162,8 @@ class Network:
     Raises `LibraryError` for what is no such folder, for altered files and on another machine."""
 
     def __init__(self, directory: str | os.PathLike[str], threads: int | None = None) -> None:
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads must be a whole number of at least 1, not {threads}")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, not {threads!r}")
         directory = Path(directory)
         manifest = _manifest(directory / "abridged.json")
         if manifest["target"] != "native":

@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 
+from abridged.compiler.elementwise import single
 from abridged.compiler.fuse import Group
 from abridged.compiler.geometry import Window
 from abridged.compiler.linear import macros_of_window, map_line
@@ -86,7 +87,7 @@ def _group_norm(low: Lowering, group: Group) -> None:
     lines = [*[(1, (0, 0))] * (3 - len(lines)), *lines]
     macros: Macros = {"C": channels, "CG": channels // node.integer("groups"), "N": batch}
     macros |= dict(zip("DHW", (size for size, _ in lines), strict=True))
-    macros["EPS"] = f"{node.real('eps')!r}f"
+    macros["EPS"] = single(node.real("eps"))
     for i, (side, layout) in enumerate((("X", source), ("Y", target))):
         plane, pitch = (strides[i] for _, strides in lines[:2])
         stack, row = layout.strides[:2]

@@ -76,7 +76,8 @@ def in_parts(graph: Graph) -> tuple[Graph, Parts | None]:
 
 def _together(graph: Graph, samples: int) -> int:
     """How many samples of the batch are a part."""
-    largest = max(_bytes(value) for name, value in graph.values.items() if name not in graph.constants)
+    computed = (_bytes(value) for name, value in graph.values.items() if name not in graph.constants)
+    largest = max(computed, default=0)
     fitting = (n for n in range(1, samples + 1) if samples % n == 0 and n * largest <= TOGETHER * samples)
     return max(fitting, default=1)
 
@@ -91,14 +92,14 @@ def _of(graph: Graph, samples: int, size: int) -> Graph | None:
     batch, nodes = set(graph.inputs), []
     for node in graph:
         if not batch.isdisjoint(node.inputs):
-            if not _apart(node, graph.values, batch):
+            whole = [graph.values[name] for name in node.outputs]
+            if any(value.shape[:1] != (samples,) for value in whole) or not _apart(node, graph.values, batch):
                 return None
-            if "shape" in node.attrs:
+            if node.op in ("reshape", "expand"):
                 node = replace(node, attrs={**node.attrs, "shape": (size, *node.integers("shape")[1:])})
             batch.update(node.outputs)
             values |= {value.name: value for value in infer(node, values)}
-            whole = [graph.values[name] for name in node.outputs]
-            if any(value.shape[:1] != (samples,) or values[value.name] != _cut(value, size) for value in whole):
+            if any(values[value.name] != _cut(value, size) for value in whole):
                 return None
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes), values=values) if batch.issuperset(graph.outputs) else None

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-import numpy as np
 import torch
 
+from abridged.compiler.elementwise import single
 from abridged.compiler.nest import extent, indices, merged
 from abridged.compiler.plan import Call, Choice, Layout, Step
 from abridged.graph.graph import Node
@@ -85,8 +85,9 @@ def literal(value: Number, dtype: torch.dtype) -> str:
     """
     if not dtype.is_floating_point:
         return "(-9223372036854775807 - 1)" if int(value) == -(2**63) else str(int(value))
-    named = {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}.get(str(float(value)))
-    return named or (f"{float(np.float32(value))!r}f" if dtype == torch.float32 else repr(float(value)))
+    if dtype == torch.float32:
+        return single(float(value))
+    return {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}.get(str(float(value)), repr(float(value)))
 
 
 def missing(dtype: torch.dtype) -> str:

@@ -185,7 +185,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, *, normalized_shape: Ints, eps: f
 @OPS.entry("group_norm")
 def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, groups: int, eps: float) -> Tensor:
     """Layer norm within each of `groups` groups of channels, weight and bias (C); groups = C is instance norm (Wu & He 2018)."""
-    return F.group_norm(x, groups, weight, bias, eps)
+    return torch.group_norm(x, groups, weight, bias, eps)  # F's refuses one number per group of one sample
 
 
 # ---- pooling and resizing --------------------------------------------------------------------------------------------

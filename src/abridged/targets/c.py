@@ -31,6 +31,7 @@ _READ = """  FILE *file = fopen("weights.bin", "rb");
   if (!file || fread(weights, 1, sizeof weights, file) != sizeof weights)
     return fputs("weights.bin is not here, or not whole; run the program in the folder of weights.bin\\n", stderr), 1;
   fclose(file);"""
+_RAMPS = {"uint8_t": "i % 2"}  # which may be truth values; other types take fractions and negative numbers
 _STRICT = "-std=c99 -pedantic -Wall -Wextra -Werror"
 _VECTORS = "-std=c99 -Wall -Wextra -Wno-psabi"
 
@@ -134,7 +135,7 @@ def _buffers(graph: Graph, array: bool) -> dict[str, str]:
         "OUTPUTS": listed(outputs),
         "WEIGHTS": "" if array else _READ,
         "RAMPS": "\n".join(
-            f"  for (long i = 0; i < {n}; i++) {name}[i] = ({kind})((float)(i % 17) / 8 - 1);"
+            f"  for (long i = 0; i < {n}; i++) {name}[i] = ({kind})({_RAMPS.get(kind, '(float)(i % 17) / 8 - 1')});"
             for name, n, _, kind in inputs
         ),
         "PRINTS": "\n".join(
