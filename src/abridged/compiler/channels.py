@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from abridged.compiler.elementwise import EXPRESSIONS
-from abridged.compiler.fold import Editor
+from abridged.compiler.fold import Editor, channel_axis
 from abridged.graph.graph import Graph, Node
 from abridged.graph.ops import apply, infer
 
@@ -41,11 +41,11 @@ def _next(graph: Graph) -> _Chain | None:
     for node in graph:
         if not _is_layer(graph, node):
             continue
-        chain, axis = [node], _axis(graph, node, node.outputs[0])
+        chain, axis = [node], channel_axis(node, graph.values[node.outputs[0]].shape)
         while (after := reader.get(chain[-1].outputs[0])) and after.inputs[0] == chain[-1].outputs[0]:
             chain.append(after)
             if _is_layer(graph, after):
-                if _axis(graph, after, after.inputs[0]) != axis:
+                if channel_axis(after, graph.values[after.inputs[0]].shape) != axis:
                     break
                 keep = _keep(graph, chain)
                 if not keep.all():
@@ -59,11 +59,6 @@ def _next(graph: Graph) -> _Chain | None:
 def _is_layer(graph: Graph, node: Node) -> bool:
     known = node.op in ("conv", "linear") and all(n is None or n in graph.constants for n in node.inputs[1:])
     return known and node.attrs.get("groups", 1) == 1
-
-
-def _axis(graph: Graph, layer: Node, name: str | None) -> int:
-    """Along which axis of a value that it reads or writes a layer has its channels."""
-    return 1 if layer.op == "conv" else len(graph.values[name or ""].shape) - 1
 
 
 def _passes_on(graph: Graph, node: Node, axis: int) -> bool:

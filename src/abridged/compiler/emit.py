@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -277,25 +277,22 @@ def _prepare(plan: Plan) -> str:
 
 def _run(lines: list[str], parts: Parts | None) -> str:
     name = "void model_run" if parts is None else "static void run_part"
-    body = ["  const char *w = weights;", "  float *m = arena;", "  (void)w, (void)m;", *lines]
-    text = _function(name, body)
+    text = _function(name, ["  const char *w = weights;", "  float *m = arena;", "  (void)w, (void)m;", *lines])
     if parts is None:
         return text
-    inputs, outputs = (
-        ", ".join(f"({kind} *)(({byte} *){name}[{i}] + i * {size}L)" for i, size in enumerate(sizes))
-        for kind, byte, name, sizes in (
-            ("const float", "const char", "inputs", parts.inputs),
-            ("float", "char", "outputs", parts.outputs),
-        )
-    )
-    body = [
+    loop = [
         f"  for (long i = 0; i < {parts.count}; i++) {{ /* of the batch, part by part */",
-        f"    const float *in[] = {{{inputs}}};",
-        f"    float *out[] = {{{outputs}}};",
+        f"    const float *in[] = {{{_of_part('inputs', 'const ', parts.inputs)}}};",
+        f"    float *out[] = {{{_of_part('outputs', '', parts.outputs)}}};",
         "    run_part(in, out, weights, arena, parallel_for, pool);",
         "  }",
     ]
-    return f"{text}\n{_function('void model_run', body)}"
+    return f"{text}\n{_function('void model_run', loop)}"
+
+
+def _of_part(name: str, const: str, sizes: Sequence[int]) -> str:
+    """Where part i of each input or output begins."""
+    return ", ".join(f"({const}float *)(({const}char *){name}[{k}] + i * {size}L)" for k, size in enumerate(sizes))
 
 
 def _function(name: str, body: list[str]) -> str:

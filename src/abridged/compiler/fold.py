@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -99,12 +100,17 @@ def _affine(edit: Editor, node: Node) -> tuple[Tensor, Tensor]:
     return scale, (0 if bias is None else bias) - mean * scale
 
 
+def channel_axis(layer: Node, shape: Sequence[int]) -> int:
+    """Along which axis of a value of this shape, which it reads or writes, a layer has its channels."""
+    return len(shape) - 1 if layer.op == "linear" else 1
+
+
 def _absorbs(node: Node, edit: Editor) -> bool:
     """Whether the layer has weights of its own, and its outputs along axis 1, as a batch norm has its channels."""
-    along = (
-        len(edit.values[node.outputs[0]].shape) == 2 if node.op == "linear" else node.op in ("conv", "conv_transpose")
+    own = node.op in ("conv", "conv_transpose", "linear") and all(
+        name is None or name in edit.constants for name in node.inputs[1:]
     )
-    return along and all(name is None or name in edit.constants for name in node.inputs[1:])
+    return own and channel_axis(node, edit.values[node.outputs[0]].shape) == 1
 
 
 def _absorbed(edit: Editor, node: Node, scale: Tensor, shift: Tensor, y: str) -> Node:
